@@ -1,0 +1,71 @@
+"""What passes between data modules and methods: training batches and whole cases, and nothing else.
+
+Dimension legend, used in `losses.py`, `networks/` and here: B cases or slices, C channels, K organs, *S the spatial
+axes (H, W in 2D; D, H, W in 3D; rows are y, columns x, depth z, all LPS: indices grow to posterior, left, superior).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+IGNORE = 255
+"""Label value of voxels whose truth is unknown for every organ, also for annotated ones (METHOD.md 1.2)."""
+
+
+class Batch(TypedDict):
+    """One training batch, the same for 2D slices and 3D patches."""
+
+    image: Tensor
+    """[B, C, *S] float32, normalised."""
+    label: Tensor
+    """[B, *S] uint8: 0 background or unknown, 1..K organs in channel order, 255 ignore."""
+    annotated: Tensor
+    """[B, K] bool: the organ's truth is known in this case."""
+    case: list[str]
+    """Case keys, `<data set>/<id>`."""
+    index_to_mm: Tensor
+    """[B, 4, 4] float32: index (z, y, x, 1) after augmentation -> mm (z, y, x, 1) from the case's first voxel, LPS."""
+    centre: Tensor
+    """[B, K, 3] float32: centre of each organ's bounding box, mm (z, y, x) likewise; NaN where unknown."""
+
+
+@dataclass(eq=False)
+class WholeCase:
+    """A case to segment, and its truth where there is one."""
+
+    key: str
+    """`<data set>/<id>`, or the input's name in `predict`."""
+    number: int
+    """Its row in the evaluation's table."""
+    image: NDArray[Any]
+    """[Z, Y, X] on the working grid, not normalised."""
+    normalise: Callable[[NDArray[Any]], NDArray[np.float32]]
+    """Intensities to what the network sees; any shape."""
+    shape: tuple[int, int, int]
+    """[Z, Y, X] of the grid that the answer is wanted on."""
+    spacing: tuple[float, float, float]
+    """mm (z, y, x) of that grid."""
+    affine: NDArray[np.float64]
+    """Of the source file, voxel (x, y, z) -> world RAS mm."""
+    truth: NDArray[np.uint8] | None
+    """[Z, Y, X] on that grid, 0..K or 255."""
+    annotated: NDArray[np.bool_]
+    """[K]: what of the truth is known."""
+
+
+class CaseSource(Protocol):
+    """What methods ask a data module for, beside its loaders."""
+
+    organs: tuple[str, ...]
+    """Canonical names in channel order."""
+
+    @property
+    def preprocessing(self) -> Any:
+        """`volumes.Preprocessing`: what a scan goes through before the network."""
+
+    def case_keys(self, stage: str) -> tuple[str, ...]:
+        """Keys of the whole cases of `validate` or `test`, in the order of their numbers."""

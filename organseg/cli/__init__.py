@@ -1,0 +1,106 @@
+"""The command line, the only place that knows every room. Heavy imports wait for a command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from organseg import __version__
+from organseg.errors import OrgansegError
+
+_LIGHTNING = {
+    "fit": "train; the same command on an unfinished run goes on with it",
+    "validate": "whole-case DSC on the validation patients",
+    "test": "all metrics on the held-out patients, as tables and label maps",
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name.
+
+    Returns:
+        The exit code (see `errors.py`).
+    """
+    debug = "--debug" in argv
+    argv = [argument for argument in argv if argument != "--debug"]
+    try:
+        if argv and argv[0] in _LIGHTNING:
+            from organseg.cli.training import run_lightning
+
+            return run_lightning(argv)
+        parser = _parser()
+        arguments = parser.parse_args(argv or ["--help"])
+        command = arguments.command
+        from organseg.cli import commands
+
+        result: int = getattr(commands, f"{command}_command")(arguments)
+        return result
+    except OrgansegError as error:
+        if debug:
+            raise
+        print(f"organseg: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="organseg",
+        description="One multi-organ segmentation model from partially labelled scans. Not a medical device.",
+        epilog="Any command: --debug shows a traceback. Options of fit, validate and test: `organseg fit --help`.",
+    )
+    parser.add_argument("--version", action="version", version=f"organseg {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in _LIGHTNING.items():
+        commands.add_parser(name, help=text, add_help=False)
+    _add_data_commands(commands)
+    _add_run_commands(commands)
+    return parser
+
+
+def _add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    importer = commands.add_parser("import", help="write a dataset.yaml for a folder of scans and label maps")
+    importer.add_argument("reader", choices=("btcv", "folder"), help="layout of the folder")
+    importer.add_argument("root", help="the folder")
+    importer.add_argument("--out", required=True, help="the dataset.yaml to write")
+    importer.add_argument("--name", default="", help="name of the data set (default: the reader's, or the folder's)")
+    importer.add_argument("--labels", nargs="*", default=[], metavar="INT=ORGAN", help="what the integers mean")
+    importer.add_argument("--modality", choices=("CT", "MR"), default="CT")
+    importer.add_argument("--overwrite", action="store_true", help="replace an existing dataset.yaml")
+
+    checker = commands.add_parser("check", help="list every fault of every case, and who annotates what")
+    checker.add_argument("datasets", nargs="+", metavar="DATASET.yaml")
+    checker.add_argument("--processes", type=int, default=0, help="default: all cores")
+
+    preparer = commands.add_parser("prepare", help="fill a cache that training reads; goes on where it stopped")
+    preparer.add_argument("datasets", nargs="+", metavar="DATASET.yaml")
+    preparer.add_argument("--out", required=True, metavar="CACHE", help="folder of the cache")
+    grid = preparer.add_mutually_exclusive_group()
+    grid.add_argument("--size", type=int, help="rows and columns of the slices, for example 128 (default: the scan's)")
+    grid.add_argument("--spacing", type=float, nargs=3, metavar=("Z", "Y", "X"), help="voxel spacing, mm")
+    preparer.add_argument("--processes", type=int, default=0, help="default: all cores")
+
+    phantom = commands.add_parser("phantom", help="make a synthetic cohort to try things on")
+    phantom.add_argument("--cases", type=int, default=20)
+    phantom.add_argument("--seed", type=int, default=0)
+    phantom.add_argument("--out", required=True, help="folder to write")
+    phantom.add_argument("--shape", type=int, nargs=3, default=(96, 128, 128), metavar=("Z", "Y", "X"))
+    phantom.add_argument("--processes", type=int, default=0, help="default: all cores")
+
+
+def _add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    predictor = commands.add_parser("predict", help="segment new scans with a checkpoint; nothing else is needed")
+    predictor.add_argument("--ckpt_path", required=True, help="a checkpoint of `fit`")
+    predictor.add_argument("--input", required=True, nargs="+", help="NIfTI files, or folders of them")
+    predictor.add_argument("--out", required=True, help="folder of the label maps")
+    predictor.add_argument("--probabilities", action="store_true", help="also write each organ's probability")
+    predictor.add_argument("--overwrite", action="store_true", help="replace outputs made otherwise")
+    predictor.add_argument("--accelerator", default="auto", help="cpu, gpu, ...")
+    predictor.add_argument("--devices", default="1")
+    predictor.add_argument("--precision", default="32-true", help="for example bf16-mixed")
+
+    reporter = commands.add_parser("report", help="curves, box plots and overlays of a run, as one folder")
+    reporter.add_argument("run", metavar="RUN")

@@ -1,0 +1,245 @@
+"""`organseg predict`: label maps of new scans from a checkpoint and nothing else (DESIGN.md 4).
+
+The checkpoint names the method, the network, the organs and what a scan goes through before it. Each input becomes
+`OUT/<file name>.nii.gz` on its own grid; `predictions.jsonl` remembers what each output was made from, so that the same
+command skips what is done and refuses to replace what was made otherwise.
+"""
+
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import lightning as L  # noqa: E402, N812
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from jsonargparse import ArgumentParser, set_parsing_settings  # noqa: E402
+from torch.utils.data import DataLoader, Dataset  # noqa: E402
+
+from organseg.batch import WholeCase  # noqa: E402
+from organseg.cli.training import TRUSTED, quieten  # noqa: E402
+from organseg.errors import Fault, InputError, IntegrityError, StorageError, UsageError  # noqa: E402
+from organseg.files import publish, sha256_of  # noqa: E402
+from organseg.methods.base import SegmentationModule  # noqa: E402
+from organseg.runtime.checkpoint_io import load_checkpoint, verify_checkpoint  # noqa: E402
+from organseg.volumes import Preprocessing, Volume, read_image, resample_image, write_label, write_map  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and where its label map goes."""
+
+    input: Path
+    output: Path
+    made_from: dict[str, Any]
+
+
+def predict(arguments: Namespace) -> int:
+    """Segment all inputs; 3 if some were refused, the others are done."""
+    quieten()
+    checkpoint_path, out = Path(arguments.ckpt_path), Path(arguments.out)
+    digest = verify_checkpoint(checkpoint_path)
+    inputs = list(_inputs([Path(given) for given in arguments.input]))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be made: {error.strerror}; choose another --out") from error
+    jobs = _plan(inputs, out, {"checkpoint": digest, "probabilities": arguments.probabilities}, arguments.overwrite)
+    if not jobs:
+        print(f"{out}: all {len(inputs)} outputs are made already")
+        return 0
+    module = load_module(checkpoint_path)
+    publish(
+        out / "labels.json",
+        lambda file: file.write(json.dumps({k + 1: organ for k, organ in enumerate(module.organs)}, indent=1).encode()),
+    )
+    scans = Scans(jobs, module.preprocessing)
+    trainer = L.Trainer(
+        accelerator=arguments.accelerator,
+        devices=arguments.devices,
+        precision=arguments.precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=sys.stdout.isatty(),
+        use_distributed_sampler=False,
+        callbacks=[Writer(jobs, out, arguments.probabilities, module.organs)],
+    )
+    loader = DataLoader(scans, batch_size=None, sampler=range(len(scans)))
+    trainer.predict(module, loader, return_predictions=False)
+    for fault in scans.faults:
+        print(fault, file=sys.stderr)
+    print(f"{out}: {len(jobs) - scans.refused} label maps written, {len(inputs) - len(jobs)} were there, "
+          f"{scans.refused} inputs refused")  # fmt: skip
+    return 3 if scans.refused else 0
+
+
+def load_module(path: Path) -> SegmentationModule:
+    """The method of a checkpoint with its weights, ready to predict.
+
+    Raises:
+        IntegrityError: If the checkpoint is damaged, foreign, or names a class that is not trusted.
+    """
+    checkpoint = load_checkpoint(path)
+    record = checkpoint.get("organseg")
+    if not isinstance(record, dict):
+        raise IntegrityError(f"{path}: not a checkpoint of organseg; train one with `organseg fit`")
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=TRUSTED)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SegmentationModule, "model")
+    model = {**record["model"], "init_args": {**record["model"]["init_args"], "organs": record["organs"]}}
+    try:
+        module: SegmentationModule = parser.instantiate_classes(parser.parse_object({"model": model})).model
+        module.load_state_dict(checkpoint["state_dict"])
+    except Exception as error:
+        raise IntegrityError(f"{path}: does not fit this version of organseg: {' '.join(str(error).split())}") from error
+    module.preprocessing = Preprocessing.from_json(record["preprocessing"])
+    return module.eval()
+
+
+def _inputs(given: Sequence[Path]) -> Iterator[Path]:
+    """All NIfTI files named or in the folders named, sorted, each once.
+
+    Raises:
+        UsageError: If a path does not exist, or a folder holds none.
+    """
+    found: dict[Path, None] = {}
+    for path in given:
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.name.endswith((".nii", ".nii.gz")))
+            if not files:
+                raise UsageError(f"{path}: no .nii or .nii.gz file in this folder")
+            found.update(dict.fromkeys(files))
+        elif path.exists():
+            found[path] = None
+        else:
+            raise UsageError(f"{path}: no such file or folder")
+    return iter(found)
+
+
+def _plan(inputs: Sequence[Path], out: Path, options: dict[str, Any], overwrite: bool) -> list[Job]:
+    """What is still to do.
+
+    Raises:
+        UsageError: If two inputs would get the same output, or an output exists that was made otherwise.
+    """
+    made = _made(out)
+    jobs, taken, foreign = [], {}, []  # type: ignore[var-annotated]
+    for path in inputs:
+        output = out / f"{path.name.removesuffix('.gz').removesuffix('.nii')}.nii.gz"
+        if output in taken:
+            raise UsageError(f"{path} and {taken[output]} would both become {output}; predict them into two folders")
+        taken[output] = path
+        if output.resolve() == path.resolve():
+            raise UsageError(f"{path}: the output would replace the input; choose another --out")
+        made_from = {**options, "input": sha256_of(path) if path.is_file() else ""}
+        if output.exists() and not overwrite:
+            if made.get(output.name) == {**made_from, "output": sha256_of(output)}:
+                continue
+            foreign.append(str(output))
+        jobs.append(Job(path, output, made_from))
+    if foreign:
+        raise UsageError(
+            f"{', '.join(foreign[:3])}{' ...' if len(foreign) > 3 else ''}: not made from this input by this checkpoint; "
+            "choose another --out, or replace with --overwrite"
+        )
+    return jobs
+
+
+def _made(out: Path) -> dict[str, dict[str, Any]]:
+    """What earlier calls wrote down; a torn last line is left out."""
+    made = {}
+    path = out / "predictions.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+            made[record.pop("name")] = record
+        except (ValueError, KeyError, AttributeError):
+            continue
+    return made
+
+
+class Scans(Dataset[WholeCase | None]):
+    """Inputs as whole cases on their own grid; a refused one is None, its faults are kept."""
+
+    def __init__(self, jobs: Sequence[Job], preprocessing: Preprocessing) -> None:
+        self.jobs = jobs
+        self.preprocessing = preprocessing
+        self.faults: list[Fault] = []
+        self.refused = 0
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, number: int) -> WholeCase | None:
+        job = self.jobs[number]
+        modality = "CT" if self.preprocessing.normalisation else "MR"
+        try:
+            volume, warnings = read_image(job.input, case=job.output.name.removesuffix(".nii.gz"), modality=modality)
+        except InputError as error:
+            self.faults += error.faults
+            self.refused += 1
+            return None
+        self.faults += warnings
+        return self.case(number, volume)
+
+    def case(self, number: int, volume: Volume) -> WholeCase:
+        """What the network is asked: the same resampling and normalisation as in `prepare` and training."""
+        shape = self.preprocessing.grid.shape(volume.shape, volume.spacing)
+        image = volume.array if shape == volume.shape else resample_image(volume.array, shape)
+        return WholeCase(
+            key=self.jobs[number].output.name.removesuffix(".nii.gz"),
+            number=number,
+            image=image,
+            normalise=self.preprocessing.normalisation_of(image),
+            shape=volume.shape,
+            spacing=volume.spacing,
+            affine=volume.affine,
+            truth=None,
+            annotated=np.zeros(0, dtype=np.bool_),
+        )
+
+
+class Writer(L.Callback):
+    """Segments each case as the trainer delivers it, and publishes its label map."""
+
+    def __init__(self, jobs: Sequence[Job], out: Path, probabilities: bool, organs: Sequence[str]) -> None:
+        self.jobs = jobs
+        self.out = out
+        self.probabilities = probabilities
+        self.organs = organs
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Write one case; with `probabilities` also `<name>.<organ>.nii.gz`, in steps of 1/255."""
+        if batch is None:
+            return
+        job = self.jobs[batch.number]
+        if self.probabilities:
+            self._write_probabilities(pl_module, batch, job)
+        write_label(job.output, outputs, batch.affine)
+        record = {"name": job.output.name, **job.made_from, "output": sha256_of(job.output)}
+        with (self.out / "predictions.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write_probabilities(self, module: Any, case: WholeCase, job: Job) -> None:
+        # On disk, not in memory: K volumes of 512 x 512 x 800 are 2.7 GB even as bytes.
+        with TemporaryFile(dir=self.out) as file:
+            maps = np.memmap(file, dtype=np.uint8, mode="w+", shape=(len(self.organs), *case.shape))
+
+            def keep(start: int, probs: torch.Tensor) -> None:
+                organs = probs[:, -len(self.organs) :]
+                maps[:, start : start + len(probs)] = (organs * 255).round().byte().cpu().numpy().swapaxes(0, 1)
+
+            module.segment(case, keep)
+            for organ, probs in zip(self.organs, maps, strict=True):
+                write_map(job.output.with_name(f"{case.key}.{organ}.nii.gz"), probs, case.affine)

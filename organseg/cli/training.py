@@ -1,0 +1,206 @@
+"""`fit`, `validate` and `test`: Lightning's command line, with a run folder around it.
+
+The data module is instantiated first and tells the method its organs, so that nobody writes a number of channels.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Its import would ask the network for newer releases; it must be set before anything imports it.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import lightning as L  # noqa: E402, N812
+from jsonargparse import set_parsing_settings  # noqa: E402
+from lightning.pytorch.callbacks import RichProgressBar  # noqa: E402
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
+
+from organseg.cli.configs import expand  # noqa: E402
+from organseg.errors import Interrupted, OrgansegError, UsageError  # noqa: E402
+from organseg.methods.base import SegmentationModule  # noqa: E402
+from organseg.processes import keep_freed_memory  # noqa: E402
+from organseg.runtime.checkpoint_io import AtomicCheckpointIO, newest_good, verify_checkpoint  # noqa: E402
+from organseg.runtime.metrics_log import MetricsLog  # noqa: E402
+from organseg.runtime.pace import Pace  # noqa: E402
+from organseg.runtime.resume import FiniteLoss, LastCheckpoint, StepSeed  # noqa: E402
+from organseg.runtime.run_folder import RunFolder, RunRecord, identity, plain  # noqa: E402
+
+TRUSTED = [
+    "organseg",
+    "torch.nn",
+    "torch.optim",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.strategies",
+    "lightning.pytorch.profilers",
+]
+"""What a config may name; more only by `--trust-import` on the command line (FAULTS.md 4)."""
+
+_DEFAULTS = {
+    "enable_progress_bar": True,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 10,
+    "check_val_every_n_epoch": None,
+    "use_distributed_sampler": False,  # data modules share cases and positions themselves
+}
+
+
+class _Finished(Exception):  # noqa: N818 - not an error
+    """The run that `fit` was asked for is done already."""
+
+
+class _Parser(LightningArgumentParser):
+    """Errors become one line and exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise instead of printing the usage."""
+        while ex is not None:
+            if isinstance(ex, OrgansegError):
+                raise ex
+            ex = ex.__cause__ or ex.__context__  # type: ignore[assignment]
+        raise UsageError(" ".join(message.split()))
+
+
+class OrgansegCLI(LightningCLI):
+    """Lightning's command line with a run folder, exact resume and a fixed set of callbacks that make it so."""
+
+    def __init__(self, args: list[str]) -> None:
+        self.run_folder: RunFolder
+        super().__init__(
+            SegmentationModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            trainer_defaults=_DEFAULTS,
+            parser_class=_Parser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            seed_everything_default=0,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options of a run, and what data tell methods."""
+        parser.add_argument("--out", type=str, default="runs/unnamed", help="The run folder.")
+        parser.add_argument("--seed", type=int, default=0, help="Of weights, hidden labels, order and augmentation.")
+        parser.add_argument("--overwrite", type=bool, default=False, help="Remove an older run in the folder first.")
+        parser.link_arguments("seed", "seed_everything")
+        parser.link_arguments("seed", "data.init_args.seed")
+        parser.link_arguments("data.organs", "model.init_args.organs", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Settle what the run folder has to say before data are touched."""
+        self._dump_config()
+        config = self.config_dump
+        self.run_folder = RunFolder(Path(config["out"]))
+        self.wanted = plain(identity(config))
+        if self.subcommand != "fit":
+            return
+        record = self.run_folder.record()
+        if record and not config["overwrite"]:
+            self.run_folder.compare(record, self.wanted)
+            if record["finished"]:
+                raise _Finished
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Add the run's own logger, callbacks and checkpoint files."""
+        given = self._get(self.config_init, "trainer")
+        loggers = given.get("logger")
+        if loggers is not False:
+            chosen = [] if loggers in (None, True) else loggers if isinstance(loggers, list) else [loggers]
+            kwargs["logger"] = [MetricsLog(self.run_folder.path / "metrics.csv"), *chosen] if self._fitting else chosen
+        seed = self._get(self.config_init, "seed")
+        shown = given.get("enable_progress_bar") and sys.stdout.isatty()
+        kwargs["enable_progress_bar"] = bool(shown)
+        own: list[Any] = [RichProgressBar()] if shown else []
+        if self._fitting:
+            config = {key: value for key, value in self.config_dump.items() if key not in ("ckpt_path", "overwrite")}
+            record = RunRecord(self.run_folder, config, self.wanted, bool(self.config_dump["overwrite"]))
+            own += [record, StepSeed(seed), FiniteLoss(), Pace(), LastCheckpoint(self.run_folder.checkpoints)]
+        kwargs["callbacks"] = [*(given.get("callbacks") or []), *own]
+        kwargs["default_root_dir"] = str(self.run_folder.path)
+        kwargs["plugins"] = [*(given.get("plugins") or []), AtomicCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+    @property
+    def _fitting(self) -> bool:
+        return self.subcommand == "fit"
+
+    def fit(self, model: L.LightningModule, datamodule: L.LightningDataModule, **_: Any) -> None:
+        """Train, or go on training."""
+        run = self.run_folder
+        resume, problems = (None, []) if self.config_dump["overwrite"] else newest_good(run.checkpoints)
+        for problem in problems:
+            print(f"organseg: warning: {problem}; going on from an older checkpoint", file=sys.stderr)
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+        if self.trainer.is_global_zero:
+            run.write(self.wanted, finished=True)
+            print(f"organseg: finished after {self.trainer.global_step} steps: {run.checkpoints / 'last.ckpt'}")
+
+    def test(self, model: L.LightningModule, datamodule: L.LightningDataModule, ckpt_path: Any, **_: Any) -> None:
+        """Test a checkpoint."""
+        self._evaluate(self.trainer.test, model, datamodule, ckpt_path)
+
+    def validate(self, model: L.LightningModule, datamodule: L.LightningDataModule, ckpt_path: Any, **_: Any) -> None:
+        """Validate a checkpoint."""
+        self._evaluate(self.trainer.validate, model, datamodule, ckpt_path)
+
+    def _evaluate(
+        self, stage: Any, model: L.LightningModule, datamodule: L.LightningDataModule, ckpt_path: Any
+    ) -> None:
+        if not ckpt_path:
+            raise UsageError("say which checkpoint: --ckpt_path RUN/checkpoints/last.ckpt")
+        verify_checkpoint(Path(ckpt_path))
+        stage(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
+
+
+def run_lightning(argv: Sequence[str]) -> int:
+    """Run `fit`, `validate` or `test`; returns the exit code."""
+    argv, trusted = _take_trusted(argv)
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=TRUSTED + trusted)
+    keep_freed_memory()
+    quieten()
+    try:
+        OrgansegCLI(expand(argv))
+    except _Finished:
+        print("organseg: this run is finished; nothing to do (--overwrite true starts anew)")
+    except Interrupted as stop:
+        print(f"organseg: {stop}", file=sys.stderr)
+        # A child of Lightning's own launcher that exits otherwise has its siblings killed before they saved.
+        launched = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
+        return 0 if launched else stop.exit_code
+    return 0
+
+
+def _take_trusted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split off `--trust-import MODULE` (any number of times)."""
+    rest, trusted = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--trust-import":
+            trusted.append(next(arguments, ""))
+        else:
+            rest.append(argument)
+    return rest, trusted
+
+
+def quieten() -> None:
+    """Silence advice of Lightning's that does not hold here."""
+    import logging
+
+    for text in (
+        ".*args parameter is intended to run from within Python.*",
+        ".*does not have many workers.*",  # whole cases are read by the main process on purpose
+        ".*The number of training batches.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*`training_step` returned `None`.*",
+    ):
+        warnings.filterwarnings("ignore", text)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+
+

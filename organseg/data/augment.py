@@ -1,0 +1,87 @@
+"""Augmentation of 2D slices: rotation, translation, scaling and intensity (METHOD.md 0 and 4); no flips, ever.
+
+Flips would teach that a left kidney may lie on the right. This is the only file that knows albumentations; what an
+augmentation did to the plane is read off three points that travel through it, so that positions in mm stay exact.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import would ask the network for newer releases
+
+import albumentations as A  # noqa: E402, N812
+
+cv2.setNumThreads(0)  # one sample is too small to share, and workers are the parallelism
+
+
+@dataclass(frozen=True)
+class SliceAugmentation:
+    """Ranges of the random changes to a slice; `None` in a data module switches all of them off.
+
+    Attributes:
+        rotation_degrees: Largest rotation to either side.
+        scale: Smallest and largest zoom.
+        shift: Largest translation to either side, as a share of the slice.
+        brightness: Largest change, as a share of the intensity window.
+        contrast: Largest relative change.
+    """
+
+    rotation_degrees: float = 11.5
+    scale: tuple[float, float] = (0.85, 1.18)
+    shift: float = 0.12
+    brightness: float = 0.05
+    contrast: float = 0.1
+
+    def compose(self) -> "SliceTransform":
+        """The transform that applies these ranges."""
+        return SliceTransform(self)
+
+
+class SliceTransform:
+    """Applies a `SliceAugmentation` to one slice and its label."""
+
+    def __init__(self, ranges: SliceAugmentation) -> None:
+        self.compose = A.Compose(
+            [
+                A.Affine(
+                    rotate=(-ranges.rotation_degrees, ranges.rotation_degrees),
+                    scale=ranges.scale,
+                    keep_ratio=True,
+                    translate_percent=(-ranges.shift, ranges.shift),
+                    interpolation=cv2.INTER_LINEAR,
+                    mask_interpolation=cv2.INTER_NEAREST,
+                    fill=0,
+                    fill_mask=0,
+                    p=1,
+                ),
+                A.RandomBrightnessContrast(ranges.brightness, ranges.contrast, p=1),
+            ],
+            keypoint_params=A.KeypointParams(format="xy", remove_invisible=False),
+        )
+
+    def __call__(
+        self, image: NDArray[np.float32], label: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float64]]:
+        """Change a slice.
+
+        Args:
+            image: [H, W] float32 in 0..1; what comes in from outside is 0.
+            label: [H, W]; what comes in from outside is 0.
+            rng: Decides everything.
+
+        Returns:
+            Image and label of the same shapes, and the 3 x 3 matrix (x, y, 1) before -> (x, y, 1) after, in pixels.
+        """
+        side = float(max(image.shape))
+        corners = np.array([[0, 0], [side, 0], [0, side]])
+        self.compose.set_random_seed(int(rng.integers(2**31)))
+        result: dict[str, Any] = self.compose(image=image, mask=label, keypoints=corners)
+        origin, right, down = np.asarray(result["keypoints"], dtype=np.float64)
+        matrix = np.eye(3)
+        matrix[:2, 0], matrix[:2, 1], matrix[:2, 2] = (right - origin) / side, (down - origin) / side, origin
+        return result["image"], result["mask"], matrix

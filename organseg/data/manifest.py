@@ -1,0 +1,218 @@
+"""`dataset.yaml`: which cases a data set has and who annotates what (DESIGN.md 3).
+
+Three states per case and organ. In `annotated` with voxels: present. In `annotated` without a voxel: absent, a known
+fact. Not in `annotated`: unknown, and never background.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from organseg.anatomy import canonical
+from organseg.batch import IGNORE
+from organseg.errors import UsageError
+from organseg.files import publish
+from organseg.strict_yaml import read_yaml
+
+MAX_BYTES = 64 << 20
+_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_KEYS = {"name", "modality", "labels", "annotated", "hide", "root", "cases"}
+_CASE_KEYS = {"id", "image", "label", "annotated", "hide", "patient"}
+
+
+@dataclass(frozen=True)
+class CaseEntry:
+    """One scan of a data set.
+
+    Attributes:
+        id: Unique in the data set.
+        image: Absolute path.
+        label: Absolute path, or None for an unlabelled case.
+        annotated: Organs whose truth is known, hidden ones left out.
+        hidden: Organs whose voxels are zeroed on reading and become unknown.
+        patient: Who it is; cases of one patient never lie in two folds.
+    """
+
+    id: str
+    image: Path
+    label: Path | None
+    annotated: frozenset[str]
+    hidden: frozenset[str]
+    patient: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A data set.
+
+    Attributes:
+        name: Its name, also the folder in a cache.
+        modality: CT or MR.
+        labels: Integer in the label files -> canonical organ.
+        root: Folder that the paths in messages are relative to.
+        cases: All cases, in the order of the file.
+    """
+
+    name: str
+    modality: str
+    labels: dict[int, str]
+    root: Path
+    cases: tuple[CaseEntry, ...]
+
+    @property
+    def organs(self) -> tuple[str, ...]:
+        """Canonical names in the order of the integers."""
+        return tuple(self.labels[value] for value in sorted(self.labels))
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read and check a `dataset.yaml`.
+
+    Raises:
+        UsageError: With every fault found, one a line.
+    """
+    document = read_yaml(path, MAX_BYTES)
+    if not isinstance(document, dict):
+        raise UsageError(f"{path}: expected keys and values (name, modality, labels, cases), found {document!r:.40}")
+    parser = _Parser(path, document)
+    manifest = parser.manifest()
+    if parser.faults:
+        raise UsageError("\n".join(parser.faults))
+    return manifest
+
+
+class _Parser:
+    """Collects every fault of one document instead of stopping at the first."""
+
+    def __init__(self, path: Path, document: dict[str, Any]) -> None:
+        self.path = path
+        self.document = document
+        self.faults: list[str] = []
+        root = Path(str(document.get("root", ".")))
+        self.root = (root if root.is_absolute() else path.parent / root).resolve()
+
+    def fault(self, where: str, what: str) -> None:
+        self.faults.append(f"{self.path}: {where}: {what}")
+
+    def manifest(self) -> Manifest:
+        self.unknown_keys("top level", self.document, _KEYS)
+        name = str(self.document.get("name", ""))
+        if not _SAFE_ID.fullmatch(name):
+            self.fault("name", f"found {name!r}, expected letters, digits, '.', '_', '-' (at most 100)")
+        modality = str(self.document.get("modality"))
+        if modality not in ("CT", "MR"):
+            self.fault("modality", f"found {modality!r}, expected CT or MR")
+        labels = self.labels()
+        organs = frozenset(labels.values())
+        default = self.organs("annotated", self.document.get("annotated", sorted(organs)), organs)
+        hidden = self.organs("hide", self.document.get("hide", []), organs)
+        entries = self.document.get("cases")
+        if not isinstance(entries, list) or not entries:
+            self.fault("cases", "expected a list of at least one case")
+            entries = []
+        cases = [self.case(number, entry, default, hidden, organs) for number, entry in enumerate(entries)]
+        self.clashes([case.id for case in cases])
+        return Manifest(name, modality, labels, self.root, tuple(cases))
+
+    def labels(self) -> dict[int, str]:
+        raw = self.document.get("labels")
+        labels: dict[int, str] = {}
+        if not isinstance(raw, dict) or not raw:
+            self.fault("labels", "expected integers of the label files and their organs, like {1: liver, 2: spleen}")
+            return labels
+        for value, name in raw.items():
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < IGNORE:
+                self.fault("labels", f"found {value!r}, expected an integer in 1..254 (0 background, 255 ignore)")
+                continue
+            organ = self.organ(f"labels[{value}]", name)
+            if organ in labels.values():
+                self.fault(f"labels[{value}]", f"{organ} has two integers; each organ has one")
+            elif organ:
+                labels[value] = organ
+        return labels
+
+    def case(
+        self, number: int, entry: Any, default: frozenset[str], hidden: frozenset[str], organs: frozenset[str]
+    ) -> CaseEntry:
+        if not isinstance(entry, dict):
+            self.fault(f"cases[{number}]", f"found {entry!r:.40}, expected {{id: ..., image: ..., label: ...}}")
+            entry = {}
+        name = str(entry.get("id", ""))
+        where = f"case {name or number}"
+        self.unknown_keys(where, entry, _CASE_KEYS)
+        if not _SAFE_ID.fullmatch(name):
+            self.fault(where, f"id {name!r:.60}: expected letters, digits, '.', '_', '-', beginning with one of the first")
+        image = self.file(where, "image", entry.get("image"))
+        label = self.file(where, "label", entry["label"]) if entry.get("label") is not None else None
+        annotated = self.organs(where, entry.get("annotated", sorted(default) if label else []), organs)
+        if annotated and label is None:
+            self.fault(where, "annotated organs without a label file; give `label` or `annotated: []`")
+        hidden = hidden | self.organs(where, entry.get("hide", []), organs)
+        patient = str(entry.get("patient", name))
+        return CaseEntry(name, image, label, annotated - hidden, hidden, patient)
+
+    def organ(self, where: str, name: Any) -> str:
+        try:
+            return canonical(str(name))
+        except UsageError as error:
+            self.fault(where, str(error))
+            return ""
+
+    def organs(self, where: str, names: Any, known: frozenset[str]) -> frozenset[str]:
+        if not isinstance(names, list):
+            self.fault(where, f"found {names!r:.40}, expected a list of organs")
+            return frozenset()
+        found = {self.organ(where, name) for name in names} - {""}
+        for organ in sorted(found - known):
+            self.fault(where, f"{organ} is not among this data set's labels")
+        return frozenset(found & known)
+
+    def file(self, where: str, field: str, value: Any) -> Path:
+        if not isinstance(value, str) or not value:
+            self.fault(where, f"{field}: found {value!r}, expected a path")
+            return self.root
+        path = (self.root / value).resolve()
+        if not path.is_relative_to(self.root):
+            self.fault(where, f"{field}: {value!r} leaves the root {self.root}")
+        elif not path.exists():
+            self.fault(where, f"{field}: {value!r} does not exist below {self.root}")
+        return path
+
+    def unknown_keys(self, where: str, found: dict[str, Any], known: set[str]) -> None:
+        for key in sorted(set(map(str, found)) - known):
+            self.fault(where, f"unknown key {key!r}; known: {', '.join(sorted(known))}")
+
+    def clashes(self, ids: list[str]) -> None:
+        # On file systems that ignore case, img01 and IMG01 would be one cache file.
+        for name, count in Counter(name.lower() for name in ids).items():
+            if count > 1:
+                self.fault(f"case {name}", f"{count} cases have this id (upper and lower case are the same)")
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write `dataset.yaml` atomically; organs annotated by default are left out of the cases."""
+    default = frozenset(manifest.organs)
+    cases = []
+    for case in manifest.cases:
+        entry: dict[str, Any] = {"id": case.id, "image": str(case.image.relative_to(manifest.root))}
+        if case.label:
+            entry["label"] = str(case.label.relative_to(manifest.root))
+            if case.annotated != default:
+                entry["annotated"] = sorted(case.annotated)
+        if case.patient != case.id:
+            entry["patient"] = case.patient
+        cases.append(entry)
+    head = {
+        "name": manifest.name,
+        "modality": manifest.modality,
+        "root": str(manifest.root),
+        "labels": dict(sorted(manifest.labels.items())),
+        "annotated": list(manifest.organs),
+    }
+    text = yaml.safe_dump(head, sort_keys=False) + "cases:\n"
+    text += "".join(f"- {yaml.safe_dump(case, default_flow_style=True, width=10_000, sort_keys=False)}" for case in cases)
+    publish(path, lambda file: file.write(text.encode()))

@@ -1,0 +1,127 @@
+"""From files to the cache: one case at a time, in parallel, atomically; what is current is skipped.
+
+A prepared case is current when the sha256 of its source files, the organs, annotations and options are those of its
+header. Any number of preparers may work on one cache at once: each publishes whole files, and equal input gives equal bytes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from organseg.data.cache import CachedCase, CaseArrays, CaseHeader, write_case
+from organseg.data.check import examine, in_processes
+from organseg.data.cohort import write_index
+from organseg.data.manifest import CaseEntry, Manifest
+from organseg.errors import Fault, InputError, IntegrityError, StorageError
+from organseg.files import reap_stale, sha256_of
+from organseg.volumes import WorkingGrid, resample_image, resample_label, spacing_of, spacing_on
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of one case: its content hash, or the faults for which it was refused."""
+
+    case: str
+    digest: str
+    skipped: bool
+    faults: tuple[Fault, ...]
+
+
+def prepare(manifest: Manifest, cache: Path, grid: WorkingGrid, processes: int) -> Iterator[Prepared]:
+    """Prepare all cases of a data set; the index that marks it complete is written after the last one.
+
+    Args:
+        manifest: The data set.
+        cache: Folder of the cache; the data set gets a folder of its name in it.
+        grid: Where networks will see the scans.
+        processes: Worker processes.
+
+    Yields:
+        What became of each case, in order.
+
+    Raises:
+        StorageError: If the cache cannot be written; before anything is decoded where that is known.
+    """
+    folder = cache / manifest.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be made: {error.strerror}; choose another --out") from error
+    reap_stale(folder)
+    digests = {}
+    for prepared in in_processes(partial(prepare_case, manifest, folder, grid), manifest.cases, processes):
+        if prepared.digest:
+            digests[prepared.case] = prepared.digest
+        yield prepared
+    write_index(folder, digests)
+
+
+def prepare_case(manifest: Manifest, folder: Path, grid: WorkingGrid, case: CaseEntry) -> Prepared:
+    """Prepare one case, unless it is current."""
+    path = folder / f"{case.id}.h5"
+    try:
+        current = _current(path, manifest, case, grid)
+        if current:
+            return Prepared(case.id, current, True, ())
+        examined = examine(manifest, case)
+    except InputError as error:
+        # An old file of a case that is refused now must not be trained on.
+        path.unlink(missing_ok=True)
+        return Prepared(case.id, "", False, error.faults)
+    image, label = examined.image, examined.label
+    shape = grid.shape(image.shape, image.spacing)
+    resampled = shape != image.shape
+    header = CaseHeader(
+        key=f"{manifest.name}/{case.id}",
+        spacing=spacing_on(shape, image.shape, image.spacing),
+        affine=tuple(tuple(float(value) for value in row) for row in image.affine),
+        source_shape=image.shape,
+        source_spacing=spacing_of(image.affine),
+        image_sha256=examined.image_sha256,
+        label_sha256=examined.label_sha256,
+        **_identity(manifest, case, grid),
+    )
+    arrays = CaseArrays(
+        image=np.ascontiguousarray(resample_image(image.array, shape) if resampled else image.array),
+        label=np.ascontiguousarray(resample_label(label, shape) if resampled else label),
+        source_label=np.ascontiguousarray(label) if resampled else None,
+    )
+    write_case(path, header, arrays)
+    return Prepared(case.id, CachedCase(path).digest, False, examined.warnings)
+
+
+def _identity(manifest: Manifest, case: CaseEntry, grid: WorkingGrid) -> dict[str, Any]:
+    """The part of a header that the manifest and the options decide."""
+    options: dict[str, Any] = {}
+    if grid.size is not None:
+        options["size"] = grid.size
+    if grid.spacing is not None:
+        options["spacing"] = grid.spacing
+    return {
+        "patient": case.patient if case.patient != case.id else f"{manifest.name}/{case.id}",
+        "modality": manifest.modality,
+        "organs": manifest.organs,
+        "annotated": tuple(organ for organ in manifest.organs if organ in case.annotated),
+        "preprocessing": options,
+    }
+
+
+def _current(path: Path, manifest: Manifest, case: CaseEntry, grid: WorkingGrid) -> str:
+    """The digest of an existing file that preparing again would reproduce, else ""."""
+    if not path.exists():
+        return ""
+    cached = CachedCase(path)
+    try:
+        header, digest = cached.header, cached.digest
+    except IntegrityError as error:
+        if "schema" in str(error):
+            raise
+        return ""
+    sources = (sha256_of(case.image), sha256_of(case.label) if case.label else "")
+    identity = _identity(manifest, case, grid)
+    same = all(getattr(header, name) == value for name, value in identity.items())
+    return digest if same and sources == (header.image_sha256, header.label_sha256) else ""

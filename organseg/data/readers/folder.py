@@ -1,0 +1,67 @@
+"""A plain folder: images in one subfolder, label maps in another, paired by their names.
+
+Known names of the two: `img` and `label`, `images` and `labels`, `imagesTr` and `labelsTr` (whose `dataset.json` then
+says what the integers mean). A case's id is the image's name without its extension and without a prefix (`img`, `image`,
+`label`) or a channel suffix (`_0000`), so that `image_7.nii.gz` and `label_7.nii.gz` belong together.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from organseg.anatomy import canonical
+from organseg.data.manifest import CaseEntry, Manifest
+from organseg.errors import UsageError
+
+FOLDERS = (("img", "label"), ("images", "labels"), ("imagesTr", "labelsTr"))
+_DECORATION = re.compile(r"^(image|img|label)s?[_-]?(?=.)|_0000$")
+
+
+def read_folder(root: Path, name: str, labels: dict[int, str]) -> Manifest:
+    """The manifest of a plain folder.
+
+    Args:
+        root: The folder.
+        name: Of the data set; "" takes the folder's.
+        labels: Integer -> organ; {} where a `dataset.json` says it.
+
+    Raises:
+        UsageError: If the layout is another one, or nothing says what the integers mean.
+    """
+    root = root.resolve()
+    pairs = [(root / images, root / maps) for images, maps in FOLDERS if (root / images).is_dir()]
+    if not pairs:
+        expected = " or ".join(f"{images}/ and {maps}/" for images, maps in FOLDERS)
+        raise UsageError(f"{root}: no folder of images here; expected {expected}")
+    labels = labels or _dataset_json(root / "dataset.json")
+    if not labels:
+        raise UsageError("say what the integers mean: --labels 1=liver 2=spleen ...")
+    known = {value: canonical(organ) for value, organ in labels.items()}
+    maps = {_id(path): path for path in sorted(pairs[0][1].glob("*.nii*"))}
+    cases = []
+    for image in sorted(pairs[0][0].glob("*.nii*")):
+        case = _id(image)
+        annotated = frozenset(known.values()) if case in maps else frozenset[str]()
+        cases.append(CaseEntry(case, image, maps.get(case), annotated, frozenset(), case))
+    if not cases:
+        raise UsageError(f"{pairs[0][0]}: no .nii or .nii.gz file here")
+    return Manifest(name or root.name, "CT", known, root, tuple(cases))
+
+
+def _id(path: Path) -> str:
+    stem = path.name.split(".nii")[0]
+    return _DECORATION.sub("", stem) or stem
+
+
+def _dataset_json(path: Path) -> dict[int, str]:
+    """Integers and organs of a `dataset.json`, background left out; {} where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        raw = dict(json.loads(path.read_text())["labels"])
+        # Two spellings are about: {"1": "liver"} and {"liver": 1}.
+        pairs = {int(key) if str(key).isdigit() else int(value): str(value if str(key).isdigit() else key)
+                 for key, value in raw.items()}  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: no readable `labels` ({error!r}); give --labels 1=liver 2=spleen ...") from error
+    return {value: organ for value, organ in pairs.items() if value > 0}

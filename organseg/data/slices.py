@@ -1,0 +1,291 @@
+"""`SliceDataModule`: 2D slices streamed from the cache, and whole cases for validation and test.
+
+Training is counted in optimiser steps: the loader yields `trainer.max_steps` global batches, whose content is a pure
+function of (seed, phase, step, position) (see `sampling.py`); one Lightning epoch is one phase, so that nothing but
+the number of delivered batches has to be known to resume exactly.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from organseg.batch import Batch, WholeCase
+from organseg.data.augment import SliceAugmentation
+from organseg.data.cache import SliceReader
+from organseg.data.cohort import Cohort, CohortCase, CohortOptions, load_cohort
+from organseg.data.sampling import SlicePlan, StepSampler
+from organseg.errors import UsageError
+from organseg.volumes import Preprocessing, WorkingGrid, fit_normalisation
+
+WORKER_TIMEOUT_S = 600
+
+
+class SliceDataModule(L.LightningDataModule):
+    """Slices of partially labelled scans.
+
+    Args:
+        cache: Folder that `organseg prepare` filled.
+        datasets: Data sets in it to use; default: all.
+        organs: Canonical names in channel order; default: all that the data sets label.
+        fold: The fold that is tested.
+        folds: Number of folds, by patient.
+        fold_seed: Draws the folds; leave it alone so that runs compare.
+        val_share: Share of the training patients that validate.
+        label_share: Share of each organ's training and validation cases that keep its label (simulated partial labels).
+        seed: Draws hidden labels, validation patients, order and augmentation.
+        batch_size: Slices in a global batch, over all ranks.
+        workers: Loader processes of each rank.
+        window_hu: Intensities are clipped to it.
+        augmentation: Random changes to training slices, or null.
+    """
+
+    def __init__(
+        self,
+        cache: Path,
+        datasets: Sequence[str] | None = None,
+        organs: Sequence[str] | None = None,
+        fold: int = 0,
+        folds: int = 5,
+        fold_seed: int = 0,
+        val_share: float = 0.15,
+        label_share: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 16,
+        workers: int = 2,
+        window_hu: tuple[float, float] = (-160.0, 300.0),
+        augmentation: SliceAugmentation | None = SliceAugmentation(),  # noqa: B008 - frozen
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or workers < 0 or not window_hu[0] < window_hu[1]:
+            raise UsageError(
+                "batch_size must be at least 1, workers at least 0 and window_hu rising; "
+                f"got {batch_size}, {workers}, {window_hu}"
+            )
+        options = CohortOptions(
+            Path(cache), datasets, organs, fold, folds, fold_seed, val_share, label_share, seed
+        )
+        self.cohort: Cohort = load_cohort(options)
+        self.organs = self.cohort.organs
+        self.seed, self.batch_size, self.workers = seed, batch_size, workers
+        self.window_hu, self.augmentation = window_hu, augmentation
+        self.preprocessing = Preprocessing(_working_grid(self.cohort), self._normalisation())
+
+    def _normalisation(self) -> Any:
+        """Of the fold's training cases; None where they are MR."""
+        if any(case.cached.header.modality == "MR" for case in self.cohort.train):
+            return None
+        return fit_normalisation((case.cached.arrays().image for case in self.cohort.train), self.window_hu)
+
+    def case_keys(self, stage: str) -> tuple[str, ...]:
+        """Keys of the whole cases of a stage, in the order of their numbers."""
+        return tuple(case.key for case in self._cases(stage))
+
+    def _cases(self, stage: str) -> tuple[CohortCase, ...]:
+        return self.cohort.test if stage == "test" else self.cohort.val
+
+    def train_dataloader(self) -> "ResumableLoader":
+        """`max_steps` global batches of this rank's share."""
+        trainer = self.trainer
+        assert trainer is not None
+        if trainer.max_steps < 1:
+            raise UsageError("training is counted in optimiser steps: set `--trainer.max_steps`, for example 2700")
+        if self.batch_size % trainer.world_size:
+            raise UsageError(f"batch_size {self.batch_size} cannot be shared equally by {trainer.world_size} ranks")
+        steps = trainer.max_steps * trainer.accumulate_grad_batches
+        sampler = StepSampler(steps, self.batch_size, trainer.global_rank, trainer.world_size)
+        samples = SliceSamples(self.cohort.train, self.plan(), self.preprocessing, self.augmentation)
+        return ResumableLoader(samples, sampler, self.workers)
+
+    def plan(self) -> SlicePlan:
+        """The order of all training slices."""
+        slices, by_organ = slice_tables(self.cohort.train)
+        return SlicePlan(slices, by_organ, self.batch_size, self.seed)
+
+    def val_dataloader(self) -> DataLoader[WholeCase]:
+        """This rank's validation cases, on the working grid."""
+        return self._whole_cases("validate")
+
+    def test_dataloader(self) -> DataLoader[WholeCase]:
+        """This rank's test cases, on their files' own grids."""
+        return self._whole_cases("test")
+
+    def _whole_cases(self, stage: str) -> DataLoader[WholeCase]:
+        trainer = self.trainer
+        assert trainer is not None
+        cases = WholeCases(self._cases(stage), self.preprocessing, on_source_grid=stage == "test")
+        # Each case on exactly one rank: a padded sampler would count some twice.
+        mine = list(range(trainer.global_rank, len(cases), trainer.world_size))
+        return DataLoader(cases, batch_size=None, sampler=mine, num_workers=0)
+
+
+def _working_grid(cohort: Cohort) -> WorkingGrid:
+    """The one grid that all cases were prepared on."""
+    chosen = {
+        (header.preprocessing.get("size"), header.preprocessing.get("spacing"))
+        for header in (case.cached.header for case in cohort.train + cohort.val + cohort.test)
+    }
+    if len(chosen) > 1:
+        raise UsageError(f"the data sets were prepared differently (size, spacing): {sorted(map(str, chosen))}")
+    return WorkingGrid(*chosen.pop())
+
+
+def slice_tables(cases: Sequence[CohortCase]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+    """All slices, and the slices that show each organ.
+
+    Args:
+        cases: Training cases.
+
+    Returns:
+        [N, 2] (case, z), and for each organ that some case annotates and shows, [n, 2] likewise.
+    """
+    slices, shown = [], {}  # type: ignore[var-annotated]
+    for number, case in enumerate(cases):
+        counts = case.cached.organ_counts
+        slices.append(np.stack([np.full(len(counts), number), np.arange(len(counts))], axis=1))
+        for channel, column in case.columns():
+            z = np.flatnonzero(counts[:, column])
+            shown.setdefault(channel, []).append(np.stack([np.full(len(z), number), z], axis=1))
+    tables = [np.concatenate(shown[channel]) for channel in sorted(shown)]
+    return np.concatenate(slices), [table for table in tables if len(table)]
+
+
+class SliceSamples(Dataset[dict[str, Any]]):
+    """Training samples by (step, position)."""
+
+    def __init__(
+        self,
+        cases: Sequence[CohortCase],
+        plan: SlicePlan,
+        preprocessing: Preprocessing,
+        augmentation: SliceAugmentation | None,
+    ) -> None:
+        self.plan = plan
+        self.reader = SliceReader([case.cached.path for case in cases])
+        self.lookups = [case.lookup for case in cases]
+        self.known = [case.known for case in cases]
+        self.keys = [case.key for case in cases]
+        self.centres = [case.centres() for case in cases]
+        self.spacings = [case.cached.header.spacing for case in cases]
+        shared = preprocessing.normalisation
+        self.normalisations = [
+            shared or preprocessing.normalisation_of(case.cached.arrays().image) for case in cases
+        ]
+        self.transform = augmentation.compose() if augmentation else None
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        draw = self.plan.draw(*key)
+        image, label = self.reader.read(draw.case, draw.z)
+        normalisation = self.normalisations[draw.case]
+        unit, label, after = normalisation.unit(image), self.lookups[draw.case][label], np.eye(3)
+        if self.transform:
+            unit, label, after = self.transform(unit, label, draw.rng)
+        return {
+            "image": normalisation.from_unit(unit)[None],
+            "label": label,
+            "annotated": self.known[draw.case],
+            "case": self.keys[draw.case],
+            "index_to_mm": index_to_mm(after, draw.z, self.spacings[draw.case]),
+            "centre": self.centres[draw.case],
+        }
+
+
+def index_to_mm(after: NDArray[np.float64], z: int, spacing: tuple[float, float, float]) -> NDArray[np.float32]:
+    """Where the pixels of an augmented slice lie in their case.
+
+    Args:
+        after: [3, 3], pixel (x, y, 1) before -> after augmentation.
+        z: The slice.
+        spacing: mm (z, y, x).
+
+    Returns:
+        [4, 4], index (z, y, x, 1) with z counted from this slice -> mm (z, y, x, 1) from the case's first voxel.
+    """
+    before = np.linalg.inv(after)
+    matrix = np.eye(4)
+    matrix[0, 0], matrix[0, 3] = spacing[0], z * spacing[0]
+    matrix[1, 1:] = np.array([before[1, 1], before[1, 0], before[1, 2]]) * spacing[1]
+    matrix[2, 1:] = np.array([before[0, 1], before[0, 0], before[0, 2]]) * spacing[2]
+    return matrix.astype(np.float32)
+
+
+def collate(samples: list[dict[str, Any]]) -> Batch:
+    """Stack samples; cases stay a list."""
+
+    def stacked(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.stack([sample[name] for sample in samples]))
+
+    return {
+        "image": stacked("image"),
+        "label": stacked("label"),
+        "annotated": stacked("annotated"),
+        "case": [sample["case"] for sample in samples],
+        "index_to_mm": stacked("index_to_mm"),
+        "centre": stacked("centre"),
+    }
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader that knows how many batches it has delivered; Lightning saves and restores that number."""
+
+    def __init__(self, samples: Dataset[Any], sampler: StepSampler, workers: int) -> None:
+        super().__init__(
+            samples,
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            timeout=WORKER_TIMEOUT_S if workers else 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # its own: drawing worker seeds must not move the global generator
+        )
+        self.steps = sampler
+        self.delivered = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.delivered = self.steps.start
+        for batch in super().__iter__():
+            self.delivered += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches delivered, not those that workers have ready."""
+        return {"delivered": self.delivered}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind the last delivered batch."""
+        self.steps.start = state["delivered"]
+
+
+class WholeCases(Dataset[WholeCase]):
+    """Whole cases with their truth, on the working grid or on the files' own."""
+
+    def __init__(self, cases: Sequence[CohortCase], preprocessing: Preprocessing, on_source_grid: bool) -> None:
+        self.cases = cases
+        self.preprocessing = preprocessing
+        self.on_source_grid = on_source_grid
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, number: int) -> WholeCase:
+        case = self.cases[number]
+        header, arrays = case.cached.header, case.cached.arrays()
+        truth = arrays.label
+        if self.on_source_grid and arrays.source_label is not None:
+            truth = arrays.source_label
+        return WholeCase(
+            key=case.key,
+            number=number,
+            image=arrays.image,
+            normalise=self.preprocessing.normalisation_of(arrays.image),
+            shape=(truth.shape[0], truth.shape[1], truth.shape[2]),
+            spacing=header.source_spacing if self.on_source_grid else header.spacing,
+            affine=np.asarray(header.affine),
+            truth=case.lookup[truth],
+            annotated=case.known,
+        )

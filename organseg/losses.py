@@ -1,0 +1,122 @@
+"""The loss of partially labelled training (METHOD.md 1.1 to 1.3; thesis, equations 3.1 and 3.2).
+
+K binary classifiers, each judged only where its truth is known. Pure functions of tensors; how sums cross ranks is the
+caller's (`all_sum`). Legend: B cases, K organs, *S spatial axes.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from organseg.batch import IGNORE
+
+Balance = Literal["none", "organ"]
+
+
+def one_hot(label: Tensor, organs: int) -> Tensor:
+    """Binary targets of K organs.
+
+    Args:
+        label: [B, *S] integers, channel k is label k + 1.
+        organs: K.
+
+    Returns:
+        bool [B, K, *S].
+    """
+    values = torch.arange(1, organs + 1, device=label.device, dtype=torch.int16)
+    return label.unsqueeze(1) == values.view(1, -1, *(1,) * (label.ndim - 1))
+
+
+def ambiguity_map(label: Tensor, annotated: Tensor) -> Tensor:
+    """Where the truth of each organ is known (METHOD.md 1.2).
+
+    An annotated organ is known everywhere. Any other is known where the label names an organ: another one makes it a
+    certain negative, a pseudo-label of its own a positive. Ignore voxels (255) are known for nobody.
+
+    Args:
+        label: [B, *S] integers in 0..K or 255.
+        annotated: [B, K] bool.
+
+    Returns:
+        bool [B, K, *S], True where the truth of organ k is known.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    if annotated.ndim != 2 or annotated.shape[0] != label.shape[0]:
+        msg = f"`annotated` must be [B, K] with B = {label.shape[0]}, got {tuple(annotated.shape)}"
+        raise ValueError(msg)
+    anywhere = annotated.view(*annotated.shape, *(1,) * (label.ndim - 1))
+    named = (label > 0).unsqueeze(1)
+    return (anywhere | named) & (label != IGNORE).unsqueeze(1)
+
+
+def _identity(sums: Tensor) -> Tensor:
+    return sums
+
+
+def partial_label_loss(
+    logits: Tensor,
+    label: Tensor,
+    annotated: Tensor,
+    *,
+    naive: bool = False,
+    balance: Balance = "organ",
+    dice: float = 1.0,
+    all_sum: Callable[[Tensor], Tensor] = _identity,
+) -> Tensor:
+    """Binary cross-entropy over known voxels, plus `dice` times a soft Dice over organs with a known positive.
+
+    Args:
+        logits: [B, K, *S]; computed in fp32 whatever their type.
+        label: [B, *S] integers, 0..K or 255 (ignore).
+        annotated: [B, K] bool.
+        naive: The baseline of METHOD.md 1.3: everything unlabelled counts as background.
+        balance: `none` divides the sum by the number of known entries (thesis); `organ` averages each organ's mean.
+        dice: Weight of the Dice term; 0 leaves it out (thesis).
+        all_sum: Sums a tensor over ranks, the other ranks' part detached. The caller then multiplies the loss by the
+            world size, because DDP averages gradients.
+
+    Returns:
+        Scalar; 0 with zero gradients where nothing is known.
+
+    Raises:
+        ValueError: If shapes do not fit.
+    """
+    if logits.ndim != label.ndim + 1 or logits.shape[:1] + logits.shape[2:] != label.shape:
+        msg = f"`logits` must be [B, K, *S] and `label` [B, *S], got {tuple(logits.shape)} and {tuple(label.shape)}"
+        raise ValueError(msg)
+    organs = logits.shape[1]
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.float()
+        target = one_hot(label, organs).float()
+        known = ambiguity_map(label, annotated | naive).float()
+        entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        axes = (0, *range(2, logits.ndim))
+        rows = [(known * entropy).sum(axes), known.sum(axes)]
+        if dice:
+            probs = torch.sigmoid(logits) * known
+            positives = target * known
+            rows += [positives.sum(axes), (positives * probs).sum(axes), (probs * probs).sum(axes)]
+        sums = all_sum(torch.stack(rows))
+        loss = _balanced(sums[0], sums[1], balance)
+        if dice:
+            loss = loss + dice * _soft_dice(sums[2], sums[3], sums[4])
+    return loss
+
+
+def _balanced(entropy: Tensor, known: Tensor, balance: Balance) -> Tensor:
+    """Mean over known entries, or mean over organs of each organ's mean; [K], [K] -> scalar."""
+    if balance == "none":
+        return entropy.sum() / known.sum().clamp(min=1)
+    return (entropy / known.clamp(min=1)).sum() / (known > 0).sum().clamp(min=1)
+
+
+def _soft_dice(positives: Tensor, overlap: Tensor, squares: Tensor) -> Tensor:
+    """1 - Dice, averaged over the organs that have a known positive; all [K] -> scalar."""
+    present = positives > 0
+    score = 1 - (2 * overlap + 1) / (positives + squares + 1)
+    return (score * present).sum() / present.sum().clamp(min=1)

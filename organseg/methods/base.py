@@ -1,0 +1,165 @@
+"""What all methods share: optimiser and decay, whole-case validation, test and prediction.
+
+A method is a network, a loss on a batch, and how probabilities become labels; the rest is here (METHOD.md 4).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import lightning as L  # noqa: N812
+import numpy as np
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from organseg.batch import Batch, CaseSource, WholeCase
+from organseg.errors import UsageError
+from organseg.inference import segment_slices
+from organseg.methods.evaluation import CaseEvaluation
+from organseg.metrics import CaseDice, overlap_counts
+from organseg.volumes import Preprocessing
+
+NetworkFactory = Callable[[int, int], nn.Module]
+"""(in_channels, out_channels) -> a network with `features` and logits."""
+
+
+def adam(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The thesis's optimiser."""
+    return torch.optim.Adam(parameters, lr=1e-4)
+
+
+class SegmentationModule(L.LightningModule):
+    """Base of the methods.
+
+    Args:
+        organs: Canonical names in channel order.
+        network: The network, built with the method's number of outputs.
+        optimizer: Makes the optimiser from the parameters; its `lr` is where the decay starts.
+        lr_decay: Learning rate at the last step as a share of the first; exponential, per step.
+        channels_last: Memory format of 2D networks; about twice as fast on CPUs and with mixed precision.
+    """
+
+    preprocessing: Preprocessing
+
+    def __init__(
+        self,
+        organs: Sequence[str],
+        network: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        lr_decay: float,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        if not 0 < lr_decay <= 1:
+            raise UsageError(f"lr_decay is {lr_decay}, expected a share above 0 and at most 1")
+        self.organs = tuple(organs)
+        self.optimizer = optimizer
+        self.lr_decay = lr_decay
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=self.memory_format)
+
+    # What a method says.
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Scalar loss of a batch, over all ranks; see `all_sum`."""
+        raise NotImplementedError
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """Logits [B, C, *S] -> probabilities."""
+        raise NotImplementedError
+
+    def decide(self, probs: Tensor) -> Tensor:
+        """Probabilities [B, C, *S] -> labels [B, *S]."""
+        raise NotImplementedError
+
+    # Training.
+
+    def all_sum(self, sums: Tensor) -> Tensor:
+        """Sum over ranks, the other ranks' part detached."""
+        if self.trainer.world_size == 1:
+            return sums
+        total = self.trainer.strategy.reduce(sums.detach().clone(), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return sums + (total - sums.detach())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of this rank's share; multiplied by the world size because DDP averages gradients."""
+        image = batch["image"].contiguous(memory_format=self.memory_format)
+        loss = self.loss(self.network(image), batch)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(image))
+        return loss * self.trainer.world_size
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser, with the learning rate decaying exponentially over `trainer.max_steps`."""
+        optimizer = self.optimizer(self.network.parameters())
+        steps = self.trainer.max_steps
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_decay ** (step / steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
+
+    # Whole cases.
+
+    @property
+    def source(self) -> CaseSource:
+        """The data module, as far as methods know it."""
+        source: CaseSource = self.trainer.datamodule  # type: ignore[attr-defined]  # set by the trainer
+        return source
+
+    def setup(self, stage: str) -> None:
+        """Take the preprocessing of the training cases, unless a checkpoint brings its own."""
+        if stage == "fit":
+            self.preprocessing = self.source.preprocessing
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Whole cases stay where they are: their slabs travel."""
+        if isinstance(batch, WholeCase):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """Normalised slices [B, 1, H, W] -> probabilities [B, C, H, W], fp32."""
+        with self.trainer.precision_plugin.forward_context():
+            logits = self.network(image.contiguous(memory_format=self.memory_format))
+        return self.activate(logits.float())
+
+    def segment(self, case: WholeCase, keep: Callable[[int, Tensor], None] | None = None) -> NDArray[np.uint8]:
+        """Labels [Z, Y, X] on the case's wanted grid."""
+        return segment_slices(case, self.probabilities, self.decide, device=self.device, keep=keep)
+
+    def on_validation_epoch_start(self) -> None:
+        """Count every validation case once, over all ranks."""
+        self.val_dice = CaseDice(len(self.source.case_keys("validate")), len(self.organs)).to(self.device)
+
+    def validation_step(self, case: WholeCase, batch_idx: int) -> None:
+        """Overlap of one whole case."""
+        assert case.truth is not None
+        counts = overlap_counts(self.segment(case), case.truth, len(self.organs))
+        self.val_dice.update(case.number, counts, torch.from_numpy(case.annotated))
+
+    def on_validation_epoch_end(self) -> None:
+        """Mean DSC per organ over the cases that annotate it, and its mean over organs."""
+        scores = self.val_dice.compute()
+        known = ~scores.isnan()
+        for organ, score in zip(self.organs, scores, strict=True):
+            if not score.isnan():
+                self.log(f"val/dsc/{organ}", score, rank_zero_only=True)
+        if known.any():
+            self.log("val/dsc", scores[known].mean(), prog_bar=True, rank_zero_only=True)
+
+    def on_test_epoch_start(self) -> None:
+        """One table for all cases."""
+        self.evaluation = CaseEvaluation(self.source.case_keys("test"), self.organs, self.trainer)
+
+    def test_step(self, case: WholeCase, batch_idx: int) -> None:
+        """All metrics of one case on its file's own grid."""
+        self.evaluation.add(case, self.segment(case))
+
+    def on_test_epoch_end(self) -> None:
+        """Write the tables."""
+        for name, value in self.evaluation.finish().items():
+            self.log(name, value, rank_zero_only=True)
+
+    def predict_step(self, case: WholeCase | None, batch_idx: int) -> NDArray[np.uint8] | None:
+        """Labels [Z, Y, X] in the input's own geometry (LPS); None for an input that was refused."""
+        return None if case is None else self.segment(case)

@@ -1,0 +1,64 @@
+"""INERRANT's first stage and its naive baseline (METHOD.md 1.1 to 1.3): K binary classifiers, each judged where it is known."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from organseg.batch import Batch
+from organseg.losses import Balance, partial_label_loss
+from organseg.methods.base import NetworkFactory, SegmentationModule, adam
+from organseg.networks import UNet
+
+
+class PartialLabelModule(SegmentationModule):
+    """One sigmoid an organ, trained with `partial_label_loss`.
+
+    Args:
+        organs: Canonical names in channel order; set by the data.
+        network: Makes the network from (in_channels, out_channels).
+        optimizer: Makes the optimiser from the parameters.
+        lr_decay: Learning rate at the last step as a share of the first.
+        naive: Train as if everything unlabelled were background (the baseline that fails).
+        balance: See `partial_label_loss`.
+        dice: See `partial_label_loss`.
+        channels_last: Memory format of 2D networks.
+    """
+
+    def __init__(
+        self,
+        organs: Sequence[str],
+        network: NetworkFactory = UNet,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = adam,
+        lr_decay: float = 0.1,
+        naive: bool = False,
+        balance: Balance = "organ",
+        dice: float = 1.0,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__(organs, network(1, len(organs)), optimizer, lr_decay, channels_last)
+        self.naive = naive
+        self.balance: Balance = balance
+        self.dice = dice
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """METHOD.md 1.2, normalised over all ranks."""
+        return partial_label_loss(
+            logits,
+            batch["label"],
+            batch["annotated"],
+            naive=self.naive,
+            balance=self.balance,
+            dice=self.dice,
+            all_sum=self.all_sum,
+        )
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """Sigmoid."""
+        return torch.sigmoid(logits)
+
+    def decide(self, probs: Tensor) -> Tensor:
+        """The most probable organ where its probability is at least 0.5, else background."""
+        best, channel = probs.max(dim=1)
+        return torch.where(best >= 0.5, channel + 1, 0)

@@ -1,0 +1,136 @@
+"""U-Net as the thesis uses it (METHOD.md 3.1; thesis, Table A.1), in 2D or 3D.
+
+Plain modules, no Lightning, no organs. Any input size: it is padded with its edge values to a multiple of the stride
+and the output cropped back. Legend: B cases, C channels, *S spatial axes.
+"""
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Literal["batch", "instance", "group"]
+NormAfter = Literal["block", "convolution"]
+
+_CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+_POOL: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_NORM: dict[tuple[str, int], type[nn.Module]] = {
+    ("batch", 2): nn.BatchNorm2d,
+    ("batch", 3): nn.BatchNorm3d,
+    ("instance", 2): nn.InstanceNorm2d,
+    ("instance", 3): nn.InstanceNorm3d,
+}
+
+
+def make_norm(norm: Norm, channels: int, dims: int) -> nn.Module:
+    """A normalisation layer with learned scale and shift."""
+    if norm == "group":
+        return nn.GroupNorm(min(8, channels), channels)
+    return _NORM[norm, dims](channels, affine=True)
+
+
+class ConvBlock(nn.Sequential):
+    """conv3, relu, conv3, norm, relu: [B, in, *S] -> [B, out, *S].
+
+    `norm_after="convolution"` puts a norm after both convolutions; `last_norm=False` (the network's last block in Table
+    A.1) leaves out the block's own.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, dims: int, norm: Norm, norm_after: NormAfter, last_norm: bool = True
+    ) -> None:
+        conv = _CONV[dims]
+        everywhere = norm_after == "convolution"
+        layers: list[nn.Module] = [conv(in_channels, out_channels, 3, padding=1)]
+        if everywhere:
+            layers.append(make_norm(norm, out_channels, dims))
+        layers += [nn.ReLU(inplace=True), conv(out_channels, out_channels, 3, padding=1)]
+        if everywhere or last_norm:
+            layers.append(make_norm(norm, out_channels, dims))
+        layers.append(nn.ReLU(inplace=True))
+        super().__init__(*layers)
+
+
+class UpBlock(nn.Module):
+    """Nearest upsampling by 2, conv2 ('same': one zero after the last row and column), norm, relu."""
+
+    def __init__(self, in_channels: int, out_channels: int, dims: int, norm: Norm) -> None:
+        super().__init__()
+        self.padding = (0, 1) * dims
+        self.conv = _CONV[dims](in_channels, out_channels, 2)
+        self.norm = make_norm(norm, out_channels, dims)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, in, *S] -> [B, out, *2S]."""
+        up = F.interpolate(image, scale_factor=2, mode="nearest")
+        result: Tensor = F.relu(self.norm(self.conv(F.pad(up, self.padding))), inplace=True)
+        return result
+
+
+class UNet(nn.Module):
+    """The encoder-decoder of Table A.1: 31,038,663 parameters with the default options.
+
+    Args:
+        in_channels: Channels of the image.
+        out_channels: Channels of the logits; K for sigmoids, K + 1 for a softmax. Set by the method.
+        width: Channels of the first block, doubled at each level.
+        depth: Levels, the bottom one included.
+        dims: 2 for slices, 3 for volumes.
+        norm: Kind of normalisation.
+        norm_after: `block` as in the thesis, or `convolution` (protocol S: after every one).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 7,
+        width: int = 64,
+        depth: int = 5,
+        dims: int = 2,
+        norm: Norm = "batch",
+        norm_after: NormAfter = "block",
+    ) -> None:
+        super().__init__()
+        if dims not in _CONV or depth < 2 or width < 1:
+            msg = f"UNet needs dims 2 or 3, depth >= 2 and width >= 1, got dims={dims}, depth={depth}, width={width}"
+            raise ValueError(msg)
+        channels = [width * 2**level for level in range(depth)]
+        self.stride = 2 ** (depth - 1)
+        self.encoder = nn.ModuleList(
+            ConvBlock(before, after, dims, norm, norm_after) for before, after in pairwise([in_channels, *channels])
+        )
+        self.pool = _POOL[dims](2)
+        self.up = nn.ModuleList(UpBlock(deep, fine, dims, norm) for fine, deep in reversed(list(pairwise(channels))))
+        self.decoder = nn.ModuleList(
+            ConvBlock(2 * fine, fine, dims, norm, norm_after, last_norm=fine > width) for fine in channels[-2::-1]
+        )
+        self.head = _CONV[dims](width, out_channels, 1)
+
+    def features(self, image: Tensor) -> Tensor:
+        """What the last 1 x 1 convolution sees: [B, C, *S] -> [B, width, *S], any size."""
+        size = image.shape[2:]
+        image = pad_to_multiple(image, self.stride)
+        skips: list[Tensor] = []
+        for level, block in enumerate(self.encoder):
+            image = block(self.pool(image) if level else image)
+            skips.append(image)
+        skips.pop()
+        for up, block in zip(self.up, self.decoder, strict=True):
+            image = block(torch.cat([skips.pop(), up(image)], dim=1))
+        return image[(..., *(slice(0, n) for n in size))]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, C, *S] -> logits [B, out_channels, *S]."""
+        logits: Tensor = self.head(self.features(image))
+        return logits
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Repeat the edge after the last index of each spatial axis until `multiple` divides it; [B, C, *S]."""
+    missing = [-n % multiple for n in image.shape[2:]]
+    if not any(missing):
+        return image
+    padding = [side for n in reversed(missing) for side in (0, n)]
+    return F.pad(image, padding, mode="replicate")

@@ -1,0 +1,1 @@
+"""What makes a run survive: checkpoint files, signals, per-step seeds, the run folder, loggers."""

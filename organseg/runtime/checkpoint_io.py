@@ -1,0 +1,136 @@
+"""Checkpoint files that are wholly old or wholly new, and never believed without their hash (FAULTS.md 5).
+
+Beside `last.ckpt` lies `last.ckpt.sha256`, a list of the contents that may lie under that name. The new hash joins the
+list before the new file takes the name, so that a kill between the two never makes a good file look damaged.
+"""
+
+import hashlib
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from organseg.errors import IntegrityError
+from organseg.files import publish, sha256_of
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints atomically, keeps the one before as `previous.ckpt`, verifies on load."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Publish a checkpoint that is known to load again."""
+        save_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a verified checkpoint; plain values and tensors only, whatever `weights_only` says."""
+        return load_checkpoint(Path(path), map_location or "cpu")
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Publish a checkpoint; the file under that name before becomes `previous.ckpt`.
+
+    Raises:
+        StorageError: If it cannot be written; what lay there is intact.
+        IntegrityError: If it holds what would not load again.
+    """
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    content = buffer.getbuffer()
+    try:
+        torch.load(io.BytesIO(content), map_location="meta", weights_only=True)
+    except Exception as error:
+        raise IntegrityError(f"{path}: the checkpoint would not load again ({error}); not written") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(content).hexdigest()
+    current = sha256_of(path) if path.exists() else ""
+    listed = _listed(path)
+    if current and current in listed:
+        previous = path.with_name("previous.ckpt")
+        _publish_list(previous, [current, *_listed(previous)[:1]])
+        _replace_with_link(path, previous)
+        _publish_list(previous, [current])
+    _publish_list(path, [digest, current] if current else [digest])
+    publish(path, lambda file: file.write(content))
+
+
+def _replace_with_link(source: Path, target: Path) -> None:
+    """Give a published file a second name, atomically and without copying it."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.link")
+    temporary.unlink(missing_ok=True)
+    os.link(source, temporary)
+    temporary.replace(target)
+
+
+def _hash_file(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _listed(path: Path) -> list[str]:
+    try:
+        return _hash_file(path).read_text().split()
+    except OSError:
+        return []
+
+
+def _publish_list(path: Path, digests: list[str]) -> None:
+    publish(_hash_file(path), lambda file: file.write("".join(f"{digest}\n" for digest in digests).encode()))
+
+
+def verify_checkpoint(path: Path) -> str:
+    """The sha256 of a checkpoint file, if it is undamaged.
+
+    A file that was copied without its list is checked by the CRCs of its own records.
+
+    Raises:
+        IntegrityError: If it is missing or damaged.
+    """
+    try:
+        digest = sha256_of(path)
+    except OSError as error:
+        raise IntegrityError(f"{path}: no readable checkpoint ({error.strerror}); check --ckpt_path") from error
+    listed = _listed(path)
+    if listed and digest not in listed:
+        raise IntegrityError(f"{path}: damaged: its sha256 is {digest}, expected {' or '.join(listed)}")
+    if not listed:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+        except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+            raise IntegrityError(f"{path}: no checkpoint ({error})") from error
+        if broken:
+            raise IntegrityError(f"{path}: damaged: the record {broken} does not match its checksum")
+    return digest
+
+
+def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Load a verified checkpoint: tensors and plain values, never code.
+
+    Raises:
+        IntegrityError: If it is damaged, or holds anything else.
+    """
+    if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+        raise IntegrityError("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set, which lets checkpoints run code; unset it")
+    verify_checkpoint(path)
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:
+        raise IntegrityError(f"{path}: holds more than tensors and plain values, refused ({error})") from error
+    return checkpoint
+
+
+def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest undamaged checkpoint of a run, and what was wrong with newer ones."""
+    problems = []
+    for name in ("last.ckpt", "previous.ckpt"):
+        path = folder / name
+        if path.exists():
+            try:
+                verify_checkpoint(path)
+                return path, problems
+            except IntegrityError as error:
+                problems.append(str(error))
+    return None, problems

@@ -1,0 +1,75 @@
+"""`metrics.csv`: every logged number of a run, one a line, that a resumed run continues instead of erasing."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from organseg.files import publish
+
+HEADER = ["step", "metric", "value"]
+
+
+class MetricsLog(Logger):
+    """Appends (step, metric, value) to a CSV file.
+
+    A resumed run logs some steps again. The first number of an earlier step than the last one in the file drops all
+    lines from that step on, so that the file reads as if nothing had happened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._last_step: int | None = None
+
+    @property
+    def name(self) -> str:
+        """No subfolder."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """No versions."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run folder's config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append the metrics of a step."""
+        step = step or 0
+        rows = [(step, name, repr(float(value))) for name, value in sorted(metrics.items()) if name != "epoch"]
+        if self._last_step is None or step < self._last_step:
+            self._keep_before(step)
+        self._last_step = step
+        with self.path.open("a", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+
+    def _keep_before(self, step: int) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(HEADER)
+        writer.writerows((s, name, repr(value)) for s, name, value in read_metrics(self.path) if s < step)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        publish(self.path, lambda file: file.write(text.getvalue().encode()))
+
+
+def read_metrics(path: Path) -> list[tuple[int, str, float]]:
+    """All whole lines of a `metrics.csv`; [] where there is none. A line torn by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for cells in csv.reader(path.read_text().splitlines()[1:]):
+        try:
+            step, name, value = cells
+            rows.append((int(step), name, float(value)))
+        except ValueError:
+            continue
+    return [row for row in rows if not math.isinf(row[2])]

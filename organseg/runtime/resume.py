@@ -1,0 +1,119 @@
+"""Callbacks that make a stopped run go on as if it had not stopped (FAULTS.md 5 and 6).
+
+`LastCheckpoint` saves the whole state every few minutes, at the end, and when a signal asks to stop; `StepSeed` makes
+what a step draws depend on the step alone. Between a batch that validation follows and that validation nothing is saved:
+resuming there would skip it.
+"""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint
+
+from organseg.errors import Interrupted, NumericsError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StepSeed(Callback):
+    """Seeds torch before each step from (seed, step, rank)."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Called before each batch; `batch_idx` counts on across a resume."""
+        drawn = np.random.default_rng([self.seed, 2, batch_idx, trainer.global_rank]).integers(2**62)
+        torch.manual_seed(int(drawn))
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`, and turns a signal into a checkpoint and `Interrupted` (exit 75).
+
+    Must be the last of the callbacks, so that it saves their new state.
+
+    Args:
+        folder: Of the checkpoints.
+        every_s: Seconds between two saves.
+    """
+
+    def __init__(self, folder: Path, every_s: float = 120.0) -> None:
+        self.path = folder / "last.ckpt"
+        self.every_s = every_s
+        self.saved_at = time.monotonic()
+        self.asked_to_stop = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals, after Lightning took them for itself."""
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        # Only a flag: saving inside a handler would catch the optimiser in the middle of a step.
+        if self.asked_to_stop:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.asked_to_stop = number
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time or a signal came, unless validation comes first."""
+        if batch_idx + 1 >= trainer.num_training_batches or _validation_follows(trainer, batch_idx):
+            return
+        due = time.monotonic() - self.saved_at > self.every_s
+        stop, due = (trainer.strategy.reduce_boolean_decision(flag, all=False) for flag in (bool(self.asked_to_stop), due))
+        if stop or due:
+            self._save(trainer)
+        if stop:
+            raise Interrupted(f"stopped by a signal; the same command goes on from step {trainer.global_step}")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the result: one epoch is the whole phase."""
+        self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self.saved_at = time.monotonic()
+
+
+def _validation_follows(trainer: L.Trainer, batch_idx: int) -> bool:
+    every = trainer.val_check_batch
+    return bool(trainer.enable_validation and every and every != float("inf") and (batch_idx + 1) % every == 0)
+
+
+class FiniteLoss(Callback):
+    """Stops a diverged run instead of training on NaN to the end.
+
+    Args:
+        patience: Steps in a row without a finite loss before it stops.
+    """
+
+    def __init__(self, patience: int = 10) -> None:
+        self.patience = patience
+        self.bad = 0
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Drop a gradient that is not finite, on all ranks alike: it is synchronised already."""
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        norms = torch._foreach_norm(gradients)
+        if torch.stack(norms).sum().isfinite():
+            self.bad = 0
+            return
+        for gradient in gradients:
+            gradient.zero_()
+        self.bad += 1
+        if self.bad >= self.patience:
+            raise NumericsError(
+                f"no finite gradient in {self.bad} steps in a row up to step {trainer.global_step}; the last good "
+                "checkpoint is kept: lower the learning rate"
+            )

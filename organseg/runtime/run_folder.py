@@ -1,0 +1,168 @@
+"""The folder of a run: what it was started with, whether it is finished, and what a checkpoint must say of itself.
+
+`run.json` holds the identity of the run (everything in its config and its data that its weights depend on). The same
+`fit` on an unfinished folder goes on; on a finished one it says so; with another identity it refuses and shows the
+difference (DESIGN.md 4).
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+
+from organseg import __version__
+from organseg.errors import IntegrityError, UsageError
+from organseg.files import publish
+
+_OWN = ("run.json", "config.yaml", "metrics.csv", "checkpoints", "test", "report", "pseudo_labels", "prior")
+"""What organseg writes into a run folder: `--overwrite` removes these and nothing else."""
+
+_FREE = {
+    "trainer": ("accelerator", "devices", "num_nodes", "strategy", "logger", "callbacks", "default_root_dir", "profiler",
+                "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "val_check_interval",
+                "check_val_every_n_epoch", "limit_val_batches", "limit_test_batches", "limit_predict_batches",
+                "num_sanity_val_steps", "enable_checkpointing", "barebones", "detect_anomaly", "benchmark",
+                "use_distributed_sampler", "plugins"),
+    "data": ("workers", "cache"),
+}  # fmt: skip
+"""Options that change where and how a run computes, not what."""
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config that decides the weights, as `dotted.key: value`."""
+    parts = {
+        "seed": config["seed"],
+        "model": config["model"],
+        "trainer": {key: value for key, value in config["trainer"].items() if key not in _FREE["trainer"]},
+        "data": {
+            "class_path": config["data"]["class_path"],
+            **{key: value for key, value in config["data"]["init_args"].items() if key not in _FREE["data"]},
+        },
+    }
+    return dict(_flat("", parts))
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        return [pair for key, item in value.items() for pair in _flat(f"{prefix}.{key}".lstrip("."), item)]
+    return [(prefix, value)]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run on disk."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where `last.ckpt` lies."""
+        return self.path / "checkpoints"
+
+    def record(self) -> dict[str, Any] | None:
+        """What `run.json` says; None where there is no run yet.
+
+        Raises:
+            UsageError: If the folder holds something else.
+            IntegrityError: If the record cannot be read.
+        """
+        file = self.path / "run.json"
+        if not file.exists():
+            foreign = [entry.name for entry in self.path.glob("*")] if self.path.is_dir() else []
+            if foreign:
+                raise UsageError(f"{self.path}: holds {', '.join(sorted(foreign)[:3])}, but no run; choose another --out")
+            return None
+        try:
+            record: dict[str, Any] = json.loads(file.read_text())
+            return record
+        except ValueError as error:
+            raise IntegrityError(f"{file}: not readable ({error}); start anew with --overwrite") from error
+
+    def compare(self, record: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        """Refuse to continue a run as another one.
+
+        Raises:
+            IntegrityError: With every difference.
+        """
+        found = record["identity"]
+        differences = [
+            f"{key}: run has {found.get(key, 'nothing')}, asked for {wanted.get(key, 'nothing')}"
+            for key in sorted({*found, *wanted})
+            if found.get(key) != wanted.get(key)
+        ]
+        if differences:
+            raise IntegrityError(
+                f"{self.path}: an existing run with another setup; choose another --out or --overwrite\n  "
+                + "\n  ".join(differences)
+            )
+
+    def write(self, wanted: Mapping[str, Any], finished: bool) -> None:
+        """Publish `run.json`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        document = {"organseg": __version__, "torch": torch.__version__, "finished": finished, "identity": wanted}
+        publish(self.path / "run.json", lambda file: file.write(json.dumps(document, indent=1).encode()))
+
+    def clear(self) -> None:
+        """Remove what organseg wrote, for `--overwrite`."""
+        for name in _OWN:
+            entry = self.path / name
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """JSON's view of a value: what is written is what will be read and compared."""
+    return json.loads(json.dumps(value, default=str))
+
+
+class RunRecord(Callback):
+    """Writes the run folder's records, and into each checkpoint what prediction needs.
+
+    Args:
+        run: The folder.
+        config: The whole config, plain values.
+        wanted: The run's identity.
+        overwrite: Remove an older run first.
+    """
+
+    def __init__(self, run: RunFolder, config: dict[str, Any], wanted: dict[str, Any], overwrite: bool) -> None:
+        self.run = run
+        self.config = config
+        self.wanted = wanted
+        self.overwrite = overwrite
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Publish the config before the first step; all ranks have read the folder by now."""
+        if stage != "fit":
+            return
+        trainer.strategy.barrier("run folder was read")
+        if trainer.is_global_zero:
+            if self.overwrite:
+                self.run.clear()
+            self.run.write(self.wanted, finished=False)
+            text = yaml.safe_dump(self.config, sort_keys=False)
+            publish(self.run.path / "config.yaml", lambda file: file.write(text.encode()))
+        trainer.strategy.barrier("run folder is ready")
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Say what network this is, of which organs, and what a scan goes through before it."""
+        checkpoint["organseg"] = plain(
+            {
+                "version": __version__,
+                "model": self.config["model"],
+                "organs": list(pl_module.organs),
+                "preprocessing": pl_module.preprocessing.to_json(),
+                "identity": self.wanted,
+            }
+        )
