@@ -1,7 +1,7 @@
 """The organs: one canonical name each, with aliases, codes, colours and what is plausible in a living adult.
 
-Data sets name and number organs as they like; everywhere inside organseg an organ is its canonical name. HU ranges are
-those of METHOD.md 0 (Table 2.1 and portal-venous means); volumes are generous adult ranges, used to warn, never to refuse.
+Data sets name and number organs as they like; everywhere inside organseg an organ is its canonical name. Volumes and HU
+are generous adult ranges, from no contrast to late phases and contrast drunk, used to warn and never to refuse.
 """
 
 from dataclasses import dataclass

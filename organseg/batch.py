@@ -6,7 +6,7 @@ axes (H, W in 2D; D, H, W in 3D; rows are y, columns x, depth z, all LPS: indice
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,14 @@ class WholeCase:
     """[Z, Y, X] on that grid, 0..K or 255."""
     annotated: NDArray[np.bool_]
     """[K]: what of the truth is known."""
+
+
+@runtime_checkable
+class Describable(Protocol):
+    """What a run asks a method for, to be saved in its checkpoints."""
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values: `organs` in channel order, and `preprocessing`: what prediction needs beside weights."""
 
 
 class CaseSource(Protocol):

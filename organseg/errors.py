@@ -38,7 +38,7 @@ class NumericsError(OrgansegError):
     exit_code = 7
 
 
-class Interrupted(OrgansegError):
+class Interrupted(OrgansegError):  # noqa: N818 - it is asked for, not an error
     """A signal asked to stop; a resumable checkpoint was written."""
 
     exit_code = 75
@@ -69,9 +69,8 @@ class Fault:
     def __str__(self) -> str:
         """One line: severity, case, path, field, found, expected, remedy."""
         kind = "refused" if self.refused else "warning"
-        return (
-            f"{kind}: {self.case}: {self.path}: {self.field}: found {self.found}, expected {self.expected}; {self.remedy}"
-        )
+        what = f"{self.field}: found {self.found}, expected {self.expected}; {self.remedy}"
+        return f"{kind}: {self.case}: {self.path}: {what}"
 
 
 class InputError(OrgansegError):

@@ -50,6 +50,31 @@ def publish(path: Path, write: Callable[[BinaryIO], None]) -> None:
         ) from error
 
 
+def publish_text(path: Path, text: str) -> None:
+    """`publish` of a text, as UTF-8."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+
+    publish(path, write)
+
+
+def publish_link(source: Path, target: Path) -> None:
+    """Give a published file a second name, atomically and without copying; what lay under `target` is replaced.
+
+    Raises:
+        StorageError: The place cannot be written.
+    """
+    temporary = target.parent / _temporary_name(target.name)
+    try:
+        os.link(source, temporary)
+        temporary.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"{target}: cannot be linked to {source.name}: {error.strerror or error}") from error
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits; OSError where it cannot be read."""
     with path.open("rb") as file:

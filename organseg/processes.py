@@ -20,8 +20,8 @@ def end_with_parent() -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep large freed blocks instead of returning them to the kernel.
 
-    A training step frees and asks for the same hundreds of megabytes again; returned blocks cost a page fault each 4 kB,
-    which can halve the speed on CPUs. No effect where the C library is another one.
+    A training step frees and asks for the same hundreds of megabytes again; returned blocks cost a page fault each
+    4 kB, which can halve the speed on CPUs. No effect where the C library is another one.
     """
     if sys.platform == "linux":
         library = ctypes.CDLL(None)

@@ -21,7 +21,7 @@ class _StrictLoader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]  # PyYAML's scanner is untyped
+        if self.check_event(yaml.AliasEvent):
             raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
         self.depth += 1
         if self.depth > MAX_DEPTH:
@@ -49,7 +49,7 @@ def parse_yaml(text: str, source: str) -> Any:
         UsageError: If it is not plain YAML; `source` names it.
     """
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise UsageError(f"{source}: not plain YAML: {' '.join(str(error).split())}") from error
 

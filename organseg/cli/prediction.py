@@ -17,19 +17,19 @@ from typing import Any
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
-import lightning as L  # noqa: E402, N812
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from jsonargparse import ArgumentParser, set_parsing_settings  # noqa: E402
-from torch.utils.data import DataLoader, Dataset  # noqa: E402
+import lightning as L
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser, set_parsing_settings
+from torch.utils.data import DataLoader, Dataset
 
-from organseg.batch import WholeCase  # noqa: E402
-from organseg.cli.training import TRUSTED, quieten  # noqa: E402
-from organseg.errors import Fault, InputError, IntegrityError, StorageError, UsageError  # noqa: E402
-from organseg.files import publish, sha256_of  # noqa: E402
-from organseg.methods.base import SegmentationModule  # noqa: E402
-from organseg.runtime.checkpoint_io import load_checkpoint, verify_checkpoint  # noqa: E402
-from organseg.volumes import Preprocessing, Volume, read_image, resample_image, write_label, write_map  # noqa: E402
+from organseg.batch import WholeCase
+from organseg.cli.training import TRUSTED, quieten
+from organseg.errors import Fault, InputError, IntegrityError, StorageError, UsageError
+from organseg.files import publish_text, sha256_of
+from organseg.methods.base import SegmentationModule
+from organseg.runtime.checkpoint_io import load_checkpoint, verify_checkpoint
+from organseg.volumes import Preprocessing, Volume, read_image, resample_image, write_label, write_map
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,8 @@ def predict(arguments: Namespace) -> int:
         print(f"{out}: all {len(inputs)} outputs are made already")
         return 0
     module = load_module(checkpoint_path)
-    publish(
-        out / "labels.json",
-        lambda file: file.write(json.dumps({k + 1: organ for k, organ in enumerate(module.organs)}, indent=1).encode()),
-    )
+    labels = {k + 1: organ for k, organ in enumerate(module.organs)}
+    publish_text(out / "labels.json", json.dumps(labels, indent=1))
     scans = Scans(jobs, module.preprocessing)
     trainer = L.Trainer(
         accelerator=arguments.accelerator,
@@ -98,7 +96,8 @@ def load_module(path: Path) -> SegmentationModule:
         module: SegmentationModule = parser.instantiate_classes(parser.parse_object({"model": model})).model
         module.load_state_dict(checkpoint["state_dict"])
     except Exception as error:
-        raise IntegrityError(f"{path}: does not fit this version of organseg: {' '.join(str(error).split())}") from error
+        why = " ".join(str(error).split())
+        raise IntegrityError(f"{path}: does not fit this version of organseg: {why}") from error
     module.preprocessing = Preprocessing.from_json(record["preprocessing"])
     return module.eval()
 
@@ -146,8 +145,8 @@ def _plan(inputs: Sequence[Path], out: Path, options: dict[str, Any], overwrite:
         jobs.append(Job(path, output, made_from))
     if foreign:
         raise UsageError(
-            f"{', '.join(foreign[:3])}{' ...' if len(foreign) > 3 else ''}: not made from this input by this checkpoint; "
-            "choose another --out, or replace with --overwrite"
+            f"{', '.join(foreign[:3])}{' ...' if len(foreign) > 3 else ''}: not made from this input by this "
+            "checkpoint; choose another --out, or replace with --overwrite"
         )
     return jobs
 

@@ -3,7 +3,10 @@
 The data module is instantiated first and tells the method its organs, so that nobody writes a number of channels.
 """
 
+import difflib
+import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,20 +16,20 @@ from typing import Any
 # Its import would ask the network for newer releases; it must be set before anything imports it.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
-import lightning as L  # noqa: E402, N812
-from jsonargparse import set_parsing_settings  # noqa: E402
-from lightning.pytorch.callbacks import RichProgressBar  # noqa: E402
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI  # noqa: E402
+import lightning as L
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from organseg.cli.configs import expand  # noqa: E402
-from organseg.errors import Interrupted, OrgansegError, UsageError  # noqa: E402
-from organseg.methods.base import SegmentationModule  # noqa: E402
-from organseg.processes import keep_freed_memory  # noqa: E402
-from organseg.runtime.checkpoint_io import AtomicCheckpointIO, newest_good, verify_checkpoint  # noqa: E402
-from organseg.runtime.metrics_log import MetricsLog  # noqa: E402
-from organseg.runtime.pace import Pace  # noqa: E402
-from organseg.runtime.resume import FiniteLoss, LastCheckpoint, StepSeed  # noqa: E402
-from organseg.runtime.run_folder import RunFolder, RunRecord, identity, plain  # noqa: E402
+from organseg.cli.configs import expand
+from organseg.errors import Interrupted, OrgansegError, UsageError
+from organseg.methods.base import SegmentationModule
+from organseg.processes import keep_freed_memory
+from organseg.runtime.checkpoint_io import AtomicCheckpointIO, newest_good, verify_checkpoint
+from organseg.runtime.metrics_log import MetricsLog
+from organseg.runtime.pace import Pace
+from organseg.runtime.resume import FiniteLoss, LastCheckpoint, StepSeed
+from organseg.runtime.run_folder import RunFolder, RunRecord, identity, plain
 
 TRUSTED = [
     "organseg",
@@ -61,7 +64,16 @@ class _Parser(LightningArgumentParser):
             if isinstance(ex, OrgansegError):
                 raise ex
             ex = ex.__cause__ or ex.__context__  # type: ignore[assignment]
-        raise UsageError(" ".join(message.split()))
+        raise UsageError(" ".join(message.split()) + self._nearest(message))
+
+    def _nearest(self, message: str) -> str:
+        """A hint at the options that were meant."""
+        found = re.search(r"unrecognized arguments: --([\w.]+)", message)
+        names = [name.lstrip("-") for name in self._option_string_actions]
+        for parser in getattr(self._subcommands_action, "_name_parser_map", {}).values():
+            names += [name.lstrip("-") for name in parser._option_string_actions]
+        near = difflib.get_close_matches(found[1], sorted(set(names)), n=1) if found else []
+        return f"; did you mean --{near[0]}?" if near else ""
 
 
 class OrgansegCLI(LightningCLI):
@@ -87,7 +99,8 @@ class OrgansegCLI(LightningCLI):
         """Options of a run, and what data tell methods."""
         parser.add_argument("--out", type=str, default="runs/unnamed", help="The run folder.")
         parser.add_argument("--seed", type=int, default=0, help="Of weights, hidden labels, order and augmentation.")
-        parser.add_argument("--overwrite", type=bool, default=False, help="Remove an older run in the folder first.")
+        parser.add_argument("--overwrite", action="store_true", help="Remove an older run in the folder first.")
+        parser.add_argument("--checkpoint_every_s", type=float, default=120.0, help="Seconds between checkpoints.")
         parser.link_arguments("seed", "seed_everything")
         parser.link_arguments("seed", "data.init_args.seed")
         parser.link_arguments("data.organs", "model.init_args.organs", apply_on="instantiate")
@@ -98,6 +111,10 @@ class OrgansegCLI(LightningCLI):
         config = self.config_dump
         self.run_folder = RunFolder(Path(config["out"]))
         self.wanted = plain(identity(config))
+        for key, value in self.wanted.items():
+            refused = isinstance(value, float) and not math.isfinite(value)
+            if refused or (key.endswith(".lr") and value <= 0):
+                raise UsageError(f"{key}: found {value}, expected a finite number{' above 0' * key.endswith('.lr')}")
         if self.subcommand != "fit":
             return
         record = self.run_folder.record()
@@ -120,7 +137,8 @@ class OrgansegCLI(LightningCLI):
         if self._fitting:
             config = {key: value for key, value in self.config_dump.items() if key not in ("ckpt_path", "overwrite")}
             record = RunRecord(self.run_folder, config, self.wanted, bool(self.config_dump["overwrite"]))
-            own += [record, StepSeed(seed), FiniteLoss(), Pace(), LastCheckpoint(self.run_folder.checkpoints)]
+            own += [record, StepSeed(seed), FiniteLoss(), Pace()]
+            own.append(LastCheckpoint(self.run_folder.checkpoints, self.config_dump["checkpoint_every_s"]))
         kwargs["callbacks"] = [*(given.get("callbacks") or []), *own]
         kwargs["default_root_dir"] = str(self.run_folder.path)
         kwargs["plugins"] = [*(given.get("plugins") or []), AtomicCheckpointIO()]
@@ -167,7 +185,7 @@ def run_lightning(argv: Sequence[str]) -> int:
     try:
         OrgansegCLI(expand(argv))
     except _Finished:
-        print("organseg: this run is finished; nothing to do (--overwrite true starts anew)")
+        print("organseg: this run is finished; nothing to do (--overwrite starts anew)")
     except Interrupted as stop:
         print(f"organseg: {stop}", file=sys.stderr)
         # A child of Lightning's own launcher that exits otherwise has its siblings killed before they saved.
@@ -196,11 +214,13 @@ def quieten() -> None:
         ".*args parameter is intended to run from within Python.*",
         ".*does not have many workers.*",  # whole cases are read by the main process on purpose
         ".*The number of training batches.*",
+        ".*You have overridden `transfer_batch_to_device`.*",
+        ".*is not supported by the model summary.*",
+        ".*predict returned None.*",  # an input was refused, and that is said
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*`training_step` returned `None`.*",
     ):
         warnings.filterwarnings("ignore", text)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-
-
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)

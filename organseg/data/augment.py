@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import would ask the network for newer releases
 
-import albumentations as A  # noqa: E402, N812
+import albumentations as A
 
 cv2.setNumThreads(0)  # one sample is too small to share, and workers are the parallelism
 

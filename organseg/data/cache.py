@@ -1,8 +1,8 @@
 """The cache: one HDF5 file a case, immutable once published, verified before anything of it is believed.
 
-Layout of `CACHE/<data set>/<id>.h5`: a 512-byte user block with a magic line and the digest of all bytes behind it, then
-HDF5 with the datasets `image` [Z, Y, X] (int16 HU, or float32), `label` [Z, Y, X] uint8, `source_label` (label on the
-file's own grid, where the cached one was resampled), `organ_counts` [Z, K] and `organ_boxes` [K, 3, 2], and one JSON
+Layout of `CACHE/<data set>/<id>.h5`: a 512-byte user block with a magic line and the digest of all bytes behind it,
+then HDF5 with `image` [Z, Y, X] (int16 HU, or float32), `label` [Z, Y, X] uint8, `source_label` (the label on the
+file's own grid, where the cached one was resampled), `organ_counts` [Z, K], `organ_boxes` [K, 3, 2], and one JSON
 attribute `header`. The digest over the raw bytes finds every flipped bit and every truncation before libhdf5 sees the
 file, whatever the filter. Chunks are (1, 128, 128) with bitshuffle + lz4: a slice or a patch reads little else.
 """

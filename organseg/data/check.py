@@ -70,7 +70,9 @@ def examine(manifest: Manifest, case: CaseEntry) -> Examined:
     return Examined(image, stored, tuple(faults), sha256_of(case.image), label_sha256)
 
 
-def _attempt(read: Callable[..., tuple[Volume, list[Fault]]], path: Path, **options: Any) -> tuple[Volume | None, list[Fault]]:
+def _attempt(
+    read: Callable[..., tuple[Volume, list[Fault]]], path: Path, **options: Any
+) -> tuple[Volume | None, list[Fault]]:
     """A file's volume and warnings, or None and its faults."""
     try:
         return read(path, **options)
@@ -183,9 +185,7 @@ def check(manifest: Manifest, processes: int) -> Iterator[Finding]:
         yield finding
 
 
-def in_processes(
-    work: Callable[[Item], Result], items: Sequence[Item], processes: int
-) -> Iterable[Result]:
+def in_processes(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterable[Result]:
     """Results of a picklable function over items, in order, from worker processes that die with this one."""
     if processes <= 1 or len(items) <= 1:
         yield from map(work, items)

@@ -1,12 +1,12 @@
 """The cases of one run: which organs, who trains, validates and tests, and what each case is allowed to show.
 
-A label in the cache has its data set's integers; a run has its own organs in its own channel order. `CohortCase.lookup`
-is the only translation between the two, and hiding a label (METHOD.md 1.4) happens there too: what is hidden is 0 before
-any batch, loss or curriculum sees it.
+A label in the cache has its data set's integers; a run has its own organs in its own channel order.
+`CohortCase.lookup` is the only translation between the two, and hiding a label (METHOD.md 1.4) happens there too: what
+is hidden is 0 before any batch, loss or curriculum sees it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from organseg.anatomy import canonical
 from organseg.batch import IGNORE
 from organseg.data.cache import SCHEMA, CachedCase
-from organseg.data.folds import split
+from organseg.data.folds import Split, split
 from organseg.data.partial import hide_labels
 from organseg.errors import IntegrityError, UsageError
-from organseg.files import publish
+from organseg.files import publish_text
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,7 @@ def load_cohort(options: CohortOptions) -> Cohort:
         UsageError: If the cache, a data set or an organ does not exist.
         IntegrityError: If a data set is not completely prepared, or a file is damaged.
     """
-    cases = {
-        case.header.key: case for name in _datasets(options) for case in read_index(options.cache / name)
-    }
+    cases = {case.header.key: case for name in _datasets(options) for case in read_index(options.cache / name)}
     offered = tuple(dict.fromkeys(organ for case in cases.values() for organ in case.header.organs))
     organs = tuple(canonical(organ) for organ in options.organs) if options.organs else offered
     _check_organs(organs, offered, options.cache)
@@ -115,6 +113,7 @@ def load_cohort(options: CohortOptions) -> Cohort:
         val_share=options.val_share,
         seed=options.seed,
     )
+    _check_overlap(cases, parts)
     everything = {key: frozenset(case.header.annotated) & frozenset(organs) for key, case in cases.items()}
     shown = hide_labels({key: everything[key] for key in parts.train + parts.val}, options.label_share, options.seed)
 
@@ -122,6 +121,20 @@ def load_cohort(options: CohortOptions) -> Cohort:
         return tuple(CohortCase(cases[key], key, annotated[key], organs) for key in keys)
 
     return Cohort(organs, members(parts.train, shown), members(parts.val, shown), members(parts.test, everything))
+
+
+def _check_overlap(cases: Mapping[str, CachedCase], parts: Split) -> None:
+    """Refuse one image on both sides of a split, under whatever names it is there."""
+    place: dict[str, tuple[str, str]] = {}
+    for name, keys in (("training", parts.train), ("validation", parts.val), ("test", parts.test)):
+        for key in keys:
+            image = cases[key].header.image_sha256
+            other, twin = place.setdefault(image, (name, key))
+            if other != name:
+                raise UsageError(
+                    f"{twin} ({other}) and {key} ({name}) are the same image: give both the same `patient` in their "
+                    "dataset.yaml, or drop one, and prepare again"
+                )
 
 
 def _datasets(options: CohortOptions) -> list[str]:
@@ -140,15 +153,13 @@ def _check_organs(organs: tuple[str, ...], offered: tuple[str, ...], cache: Path
         raise UsageError(f"organs: {', '.join(double)} given twice")
     missing = [organ for organ in organs if organ not in offered]
     if missing:
-        raise UsageError(
-            f"organs: no data set in {cache} labels {', '.join(missing)}; labelled: {', '.join(offered)}"
-        )
+        raise UsageError(f"organs: no data set in {cache} labels {', '.join(missing)}; labelled: {', '.join(offered)}")
 
 
 def write_index(folder: Path, digests: dict[str, str]) -> None:
     """Publish which cases a prepared data set has; id -> content hash. Written last: it marks completion."""
     document = {"schema": SCHEMA, "cases": dict(sorted(digests.items()))}
-    publish(folder / "index.json", lambda file: file.write(json.dumps(document, indent=1).encode()))
+    publish_text(folder / "index.json", json.dumps(document, indent=1))
 
 
 def read_index(folder: Path) -> list[CachedCase]:

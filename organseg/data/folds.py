@@ -22,7 +22,13 @@ class Split:
 
 
 def split(
-    patients: Mapping[str, str], *, fold: int, folds: int = 5, fold_seed: int = 0, val_share: float = 0.15, seed: int = 0
+    patients: Mapping[str, str],
+    *,
+    fold: int,
+    folds: int = 5,
+    fold_seed: int = 0,
+    val_share: float = 0.15,
+    seed: int = 0,
 ) -> Split:
     """Divide cases by patient.
 

@@ -15,7 +15,7 @@ import yaml
 from organseg.anatomy import canonical
 from organseg.batch import IGNORE
 from organseg.errors import UsageError
-from organseg.files import publish
+from organseg.files import publish_text
 from organseg.strict_yaml import read_yaml
 
 MAX_BYTES = 64 << 20
@@ -145,7 +145,7 @@ class _Parser:
         where = f"case {name or number}"
         self.unknown_keys(where, entry, _CASE_KEYS)
         if not _SAFE_ID.fullmatch(name):
-            self.fault(where, f"id {name!r:.60}: expected letters, digits, '.', '_', '-', beginning with one of the first")
+            self.fault(where, f"id {name!r:.60}: expected letters, digits, '.', '_', '-', a letter or digit first")
         image = self.file(where, "image", entry.get("image"))
         label = self.file(where, "label", entry["label"]) if entry.get("label") is not None else None
         annotated = self.organs(where, entry.get("annotated", sorted(default) if label else []), organs)
@@ -214,5 +214,6 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         "annotated": list(manifest.organs),
     }
     text = yaml.safe_dump(head, sort_keys=False) + "cases:\n"
-    text += "".join(f"- {yaml.safe_dump(case, default_flow_style=True, width=10_000, sort_keys=False)}" for case in cases)
-    publish(path, lambda file: file.write(text.encode()))
+    for entry in cases:
+        text += "- " + yaml.safe_dump(entry, default_flow_style=True, width=10_000, sort_keys=False)
+    publish_text(path, text)

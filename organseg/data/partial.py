@@ -1,4 +1,4 @@
-"""Simulated partial labels (METHOD.md 1.4): per organ, keep the label in a share of the cases and hide it in the others."""
+"""Simulated partial labels (METHOD.md 1.4): each organ keeps its label in a share of the cases."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -31,7 +31,8 @@ def hide_labels(annotated: Mapping[str, Collection[str]], share: float, seed: in
 
     kept: dict[str, set[str]] = {case: set() for case in annotated}
     for organ in sorted({organ for organs in annotated.values() for organ in organs}):
-        cases = sorted((case for case, organs in annotated.items() if organ in organs), key=lambda case: rank(organ, case))
+        cases = sorted(case for case, organs in annotated.items() if organ in organs)
+        cases.sort(key=lambda case: rank(organ, case))
         count = max(1, round(share * len(cases))) if share > 0 else 0
         for case in cases[:count]:
             kept[case].add(organ)

@@ -1,7 +1,8 @@
 """From files to the cache: one case at a time, in parallel, atomically; what is current is skipped.
 
 A prepared case is current when the sha256 of its source files, the organs, annotations and options are those of its
-header. Any number of preparers may work on one cache at once: each publishes whole files, and equal input gives equal bytes.
+header. Any number of preparers may work on one cache at once: each publishes whole files, and equal input gives equal
+bytes.
 """
 
 from collections.abc import Iterator

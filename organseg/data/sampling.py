@@ -1,8 +1,8 @@
 """Which slice stands at which position of which batch: a pure function of seed, phase and position.
 
 Training has no state of its own. A batch is `batch_size` positions; those in its first half walk through all slices in
-passes (each pass a new permutation), the others draw an organ first and then a slice that shows it, only from cases that
-annotate it. So a resumed run, another number of workers and another number of ranks all see the same global batches.
+passes (each pass a new permutation), the others draw an organ first and then a slice that shows it, only from cases
+that annotate it. So a resumed run, another number of workers and another number of ranks see the same global batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -58,7 +58,7 @@ class SlicePlan:
             passed, index = divmod(step * self.walked + position, len(self.slices))
             case, z = self.slices[_permutation(len(self.slices), self.seed, self.phase, passed)[index]]
         else:
-            shown = self.by_organ[rng.integers(len(self.by_organ))]
+            shown = self.by_organ[int(rng.integers(len(self.by_organ)))]
             case, z = shown[rng.integers(len(shown))]
         return Draw(int(case), int(z), rng)
 

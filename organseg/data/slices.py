@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -67,9 +67,7 @@ class SliceDataModule(L.LightningDataModule):
                 "batch_size must be at least 1, workers at least 0 and window_hu rising; "
                 f"got {batch_size}, {workers}, {window_hu}"
             )
-        options = CohortOptions(
-            Path(cache), datasets, organs, fold, folds, fold_seed, val_share, label_share, seed
-        )
+        options = CohortOptions(Path(cache), datasets, organs, fold, folds, fold_seed, val_share, label_share, seed)
         self.cohort: Cohort = load_cohort(options)
         self.organs = self.cohort.organs
         self.seed, self.batch_size, self.workers = seed, batch_size, workers
@@ -107,9 +105,9 @@ class SliceDataModule(L.LightningDataModule):
         slices, by_organ = slice_tables(self.cohort.train)
         return SlicePlan(slices, by_organ, self.batch_size, self.seed)
 
-    def val_dataloader(self) -> DataLoader[WholeCase]:
-        """This rank's validation cases, on the working grid."""
-        return self._whole_cases("validate")
+    def val_dataloader(self) -> DataLoader[WholeCase] | list[Any]:
+        """This rank's validation cases, on the working grid; nothing where nobody validates."""
+        return self._whole_cases("validate") if self.cohort.val else []
 
     def test_dataloader(self) -> DataLoader[WholeCase]:
         """This rank's test cases, on their files' own grids."""
@@ -173,9 +171,7 @@ class SliceSamples(Dataset[dict[str, Any]]):
         self.centres = [case.centres() for case in cases]
         self.spacings = [case.cached.header.spacing for case in cases]
         shared = preprocessing.normalisation
-        self.normalisations = [
-            shared or preprocessing.normalisation_of(case.cached.arrays().image) for case in cases
-        ]
+        self.normalisations = [shared or preprocessing.normalisation_of(case.cached.arrays().image) for case in cases]
         self.transform = augmentation.compose() if augmentation else None
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
@@ -246,7 +242,7 @@ class ResumableLoader(DataLoader[Any]):
         self.steps = sampler
         self.delivered = 0
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is all that a caller may rely on
         self.delivered = self.steps.start
         for batch in super().__iter__():
             self.delivered += 1

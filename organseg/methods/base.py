@@ -6,7 +6,7 @@ A method is a network, a loss on a batch, and how probabilities become labels; t
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -58,7 +58,7 @@ class SegmentationModule(L.LightningModule):
         self.optimizer = optimizer
         self.lr_decay = lr_decay
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.network = network.to(memory_format=self.memory_format)
+        self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # missing in stubs
 
     # What a method says.
 
@@ -97,6 +97,10 @@ class SegmentationModule(L.LightningModule):
         steps = self.trainer.max_steps
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_decay ** (step / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
+
+    def describe(self) -> dict[str, Any]:
+        """What prediction needs beside the weights, as plain values."""
+        return {"organs": list(self.organs), "preprocessing": self.preprocessing.to_json()}
 
     # Whole cases.
 

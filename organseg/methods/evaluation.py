@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-import lightning as L  # noqa: N812
+import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray

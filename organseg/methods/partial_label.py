@@ -1,4 +1,7 @@
-"""INERRANT's first stage and its naive baseline (METHOD.md 1.1 to 1.3): K binary classifiers, each judged where it is known."""
+"""INERRANT's first stage and its naive baseline (METHOD.md 1.1 to 1.3).
+
+K binary classifiers, each judged only where the truth of its organ is known.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 

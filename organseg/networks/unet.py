@@ -119,7 +119,9 @@ class UNet(nn.Module):
         skips.pop()
         for up, block in zip(self.up, self.decoder, strict=True):
             image = block(torch.cat([skips.pop(), up(image)], dim=1))
-        return image[(..., *(slice(0, n) for n in size))]
+        for axis, length in enumerate(size, start=2):
+            image = image.narrow(axis, 0, length)
+        return image
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, C, *S] -> logits [B, out_channels, *S]."""

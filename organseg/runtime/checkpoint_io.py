@@ -9,13 +9,13 @@ import io
 import os
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from organseg.errors import IntegrityError
-from organseg.files import publish, sha256_of
+from organseg.files import publish, publish_link, publish_text, sha256_of
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -51,18 +51,14 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     if current and current in listed:
         previous = path.with_name("previous.ckpt")
         _publish_list(previous, [current, *_listed(previous)[:1]])
-        _replace_with_link(path, previous)
+        publish_link(path, previous)
         _publish_list(previous, [current])
     _publish_list(path, [digest, current] if current else [digest])
-    publish(path, lambda file: file.write(content))
 
+    def write(file: BinaryIO) -> None:
+        file.write(content)
 
-def _replace_with_link(source: Path, target: Path) -> None:
-    """Give a published file a second name, atomically and without copying it."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.link")
-    temporary.unlink(missing_ok=True)
-    os.link(source, temporary)
-    temporary.replace(target)
+    publish(path, write)
 
 
 def _hash_file(path: Path) -> Path:
@@ -77,7 +73,7 @@ def _listed(path: Path) -> list[str]:
 
 
 def _publish_list(path: Path, digests: list[str]) -> None:
-    publish(_hash_file(path), lambda file: file.write("".join(f"{digest}\n" for digest in digests).encode()))
+    publish_text(_hash_file(path), "".join(f"{digest}\n" for digest in digests))
 
 
 def verify_checkpoint(path: Path) -> str:
@@ -124,7 +120,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest undamaged checkpoint of a run, and what was wrong with newer ones."""
-    problems = []
+    problems: list[str] = []
     for name in ("last.ckpt", "previous.ckpt"):
         path = folder / name
         if path.exists():

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
-from organseg.files import publish
+from organseg.files import publish_text
 
 HEADER = ["step", "metric", "value"]
 
@@ -58,7 +58,7 @@ class MetricsLog(Logger):
         writer.writerow(HEADER)
         writer.writerows((s, name, repr(value)) for s, name, value in read_metrics(self.path) if s < step)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        publish(self.path, lambda file: file.write(text.getvalue().encode()))
+        publish_text(self.path, text.getvalue())
 
 
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:

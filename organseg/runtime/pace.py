@@ -1,10 +1,10 @@
-"""How fast training is and how long it waits for data: in the progress bar, in the metrics, or as plain lines in a log."""
+"""How fast training is and how long it waits for data: in the progress bar, the metrics, or plain lines in a log."""
 
 import sys
 import time
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 

@@ -1,8 +1,8 @@
 """Callbacks that make a stopped run go on as if it had not stopped (FAULTS.md 5 and 6).
 
 `LastCheckpoint` saves the whole state every few minutes, at the end, and when a signal asks to stop; `StepSeed` makes
-what a step draws depend on the step alone. Between a batch that validation follows and that validation nothing is saved:
-resuming there would skip it.
+what a step draws depend on the step alone. Between a batch that validation follows and that validation nothing is
+saved: resuming there would skip it.
 """
 
 import signal
@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
@@ -68,8 +68,9 @@ class LastCheckpoint(Checkpoint):
         """Save if it is time or a signal came, unless validation comes first."""
         if batch_idx + 1 >= trainer.num_training_batches or _validation_follows(trainer, batch_idx):
             return
-        due = time.monotonic() - self.saved_at > self.every_s
-        stop, due = (trainer.strategy.reduce_boolean_decision(flag, all=False) for flag in (bool(self.asked_to_stop), due))
+        agree = trainer.strategy.reduce_boolean_decision
+        stop = agree(bool(self.asked_to_stop), all=False)
+        due = agree(time.monotonic() - self.saved_at > self.every_s, all=False)
         if stop or due:
             self._save(trainer)
         if stop:
@@ -80,7 +81,7 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)  # "weights only" would leave out the optimiser
         self.saved_at = time.monotonic()
 
 

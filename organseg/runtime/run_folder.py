@@ -12,21 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
 
 from organseg import __version__
+from organseg.batch import Describable
 from organseg.errors import IntegrityError, UsageError
-from organseg.files import publish
+from organseg.files import publish_text, reap_stale
 
 _OWN = ("run.json", "config.yaml", "metrics.csv", "checkpoints", "test", "report", "pseudo_labels", "prior")
 """What organseg writes into a run folder: `--overwrite` removes these and nothing else."""
 
 _FREE = {
-    "trainer": ("accelerator", "devices", "num_nodes", "strategy", "logger", "callbacks", "default_root_dir", "profiler",
-                "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "val_check_interval",
+    "trainer": ("accelerator", "devices", "num_nodes", "strategy", "logger", "callbacks", "default_root_dir",
+                "profiler", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "val_check_interval",
                 "check_val_every_n_epoch", "limit_val_batches", "limit_test_batches", "limit_predict_batches",
                 "num_sanity_val_steps", "enable_checkpointing", "barebones", "detect_anomaly", "benchmark",
                 "use_distributed_sampler", "plugins"),
@@ -77,7 +78,8 @@ class RunFolder:
         if not file.exists():
             foreign = [entry.name for entry in self.path.glob("*")] if self.path.is_dir() else []
             if foreign:
-                raise UsageError(f"{self.path}: holds {', '.join(sorted(foreign)[:3])}, but no run; choose another --out")
+                found = ", ".join(sorted(foreign)[:3])
+                raise UsageError(f"{self.path}: holds {found}, but no run; choose another --out")
             return None
         try:
             record: dict[str, Any] = json.loads(file.read_text())
@@ -107,7 +109,7 @@ class RunFolder:
         """Publish `run.json`."""
         self.path.mkdir(parents=True, exist_ok=True)
         document = {"organseg": __version__, "torch": torch.__version__, "finished": finished, "identity": wanted}
-        publish(self.path / "run.json", lambda file: file.write(json.dumps(document, indent=1).encode()))
+        publish_text(self.path / "run.json", json.dumps(document, indent=1))
 
     def clear(self) -> None:
         """Remove what organseg wrote, for `--overwrite`."""
@@ -149,20 +151,21 @@ class RunRecord(Callback):
             if self.overwrite:
                 self.run.clear()
             self.run.write(self.wanted, finished=False)
+            for folder in (self.run.path, self.run.checkpoints):
+                if folder.is_dir():
+                    reap_stale(folder)
             text = yaml.safe_dump(self.config, sort_keys=False)
-            publish(self.run.path / "config.yaml", lambda file: file.write(text.encode()))
+            publish_text(self.run.path / "config.yaml", text)
         trainer.strategy.barrier("run folder is ready")
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say what network this is, of which organs, and what a scan goes through before it."""
+        assert isinstance(pl_module, Describable)
         checkpoint["organseg"] = plain(
             {
                 "version": __version__,
                 "model": self.config["model"],
-                "organs": list(pl_module.organs),
-                "preprocessing": pl_module.preprocessing.to_json(),
                 "identity": self.wanted,
+                **pl_module.describe(),
             }
         )

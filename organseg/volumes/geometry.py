@@ -143,8 +143,11 @@ def _usable(affine: np.ndarray, zooms: np.ndarray, findings: Findings) -> bool:
     if not np.isfinite(affine).all():
         findings.refuse("affine", "values that are not finite", "finite numbers", remedy)
         return False
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if spacing.min() == 0 or abs(np.linalg.det(axes := affine[:3, :3] / spacing)) < 1e-3:
+    with np.errstate(all="ignore"):  # a length of 0 or beyond float64 fails the comparisons below
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        axes = affine[:3, :3] / spacing
+        volume = abs(np.linalg.det(axes))
+    if spacing.min() == 0 or volume < 1e-3:
         findings.refuse("affine", "a singular matrix", "three independent axes", remedy)
         return False
     if np.abs(affine[:3, 3]).max() > _MAX_ORIGIN_MM:

@@ -22,7 +22,7 @@ class Normalisation:
 
     def __call__(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """Any shape and type -> float32, normalised."""
-        clipped = np.clip(image, *self.window).astype(np.float32)
+        clipped: NDArray[np.float32] = np.clip(image, *self.window).astype(np.float32)
         clipped -= np.float32(self.mean)
         clipped *= np.float32(1 / self.std)
         return clipped
@@ -30,7 +30,7 @@ class Normalisation:
     def unit(self, image: NDArray[Any]) -> NDArray[np.float32]:
         """Any shape and type -> float32 in 0..1 over the window, where intensity augmentation works."""
         low, high = self.window
-        scaled = np.clip(image, low, high).astype(np.float32)
+        scaled: NDArray[np.float32] = np.clip(image, low, high).astype(np.float32)
         scaled -= np.float32(low)
         scaled *= np.float32(1 / (high - low))
         return scaled

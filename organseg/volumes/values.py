@@ -19,6 +19,17 @@ def _empty(header: Header, dtype: type[np.generic]) -> np.ndarray:
     return np.empty(shape, dtype)
 
 
+def _scaled(slab: np.ndarray, header: Header) -> np.ndarray:
+    values: np.ndarray = slab
+    # An overflow becomes Inf, and a signalling NaN a quiet one: both are counted, and need no warning of numpy's.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not header.unscaled:
+            values = slab * np.float64(header.slope) + header.inter
+        elif slab.dtype.kind == "f":
+            values = slab + slab.dtype.type(0)
+    return values
+
+
 def _in_file_order(array: np.ndarray, header: Header) -> np.ndarray:
     return array if header.affine is None else to_file(array, header.affine)
 
@@ -43,8 +54,7 @@ class ImageSink:
 
     def put(self, start: int, slab: np.ndarray) -> None:
         """Take the stored values [X, Y, n] of the file's slices from `start`."""
-        with np.errstate(over="ignore", invalid="ignore"):  # an overflow becomes Inf, which is counted
-            values = slab if self._header.unscaled else slab * np.float64(self._header.slope) + self._header.inter
+        values = _scaled(slab, self._header)
         # float32 holds the result, so a value beyond it is as bad as Inf.
         good = True if values.dtype.kind in "iu" else np.abs(values) <= np.finfo(np.float32).max
         if not np.all(good):
@@ -99,8 +109,7 @@ class LabelSink:
 
     def put(self, start: int, slab: np.ndarray) -> None:
         """Take the stored values [X, Y, n] of the file's slices from `start`."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = slab if self._header.unscaled else slab * np.float64(self._header.slope) + self._header.inter
+        values = _scaled(slab, self._header)
         if values.dtype.kind == "f":
             finite = np.isfinite(values)
             self._count("NaN or infinite", values, ~finite)

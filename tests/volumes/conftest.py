@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -84,16 +85,13 @@ def as_nobody() -> Callable[[Callable[[], int]], int]:
 
 
 @pytest.fixture
-def open_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def open_folder() -> Iterator[Path]:
     """A folder that others can reach, unlike pytest's own."""
-    folder = tmp_path_factory.mktemp("open")
-    parents = [parent for parent in (folder, *folder.parents) if parent.stat().st_uid == os.getuid()]
-    modes = {parent: parent.stat().st_mode for parent in parents}
-    for parent in parents:
-        parent.chmod(modes[parent] | 0o055)
-    yield folder
-    for parent in parents:
-        parent.chmod(modes[parent])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+        folder.chmod(0o755)
 
 
 @pytest.fixture(scope="session")

@@ -127,6 +127,8 @@ def test_a_slightly_sheared_grid_is_written_by_its_sform_alone(tmp_path, las):
     sheared[0, 1] = 0.0007
     array = np.zeros((2, 512, 4), np.uint8)
     write_label(tmp_path / "s.nii", array, sheared)
+    header = nibabel.load(tmp_path / "s.nii").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 0)
     label, warnings = read_label(tmp_path / "s.nii", case="c1")
     assert warnings == []
     assert np.allclose(label.affine, sheared, atol=1e-6)

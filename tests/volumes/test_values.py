@@ -43,6 +43,16 @@ def test_more_than_a_thousandth_of_bad_voxels_is_refused(make_file, wide):
     assert len(faults_of(read_image, make_file(np.full_like(wide, np.nan, dtype="f4")))) == 1
 
 
+def test_a_signalling_nan_is_a_nan(make_file, wide, organs):
+    array = wide.astype("f4")
+    array.view("u4")[0, 0, 0] = 0x7F800001
+    _, (warning,) = read_image(make_file(array), case="c1")
+    assert warning.found.startswith("1 NaN")
+    labels = organs.astype("f4")
+    labels.view("u4")[0, 0, 0] = 0x7F800001
+    assert len(faults_of(read_label, make_file(labels))) == 1
+
+
 def test_values_that_overflow_when_scaled_are_bad_voxels(make_file, wide):
     path = make_file(put(wide, 1e300, 11, "f8"), scl_slope=1e30)
     assert "11 of 10000" in faults_of(read_image, path, modality="MR")[0][1]

@@ -1,8 +1,8 @@
 """A plain folder: images in one subfolder, label maps in another, paired by their names.
 
 Known names of the two: `img` and `label`, `images` and `labels`, `imagesTr` and `labelsTr` (whose `dataset.json` then
-says what the integers mean). A case's id is the image's name without its extension and without a prefix (`img`, `image`,
-`label`) or a channel suffix (`_0000`), so that `image_7.nii.gz` and `label_7.nii.gz` belong together.
+says what the integers mean). A case's id is the image's name without its extension and without a prefix (`img`,
+`image`, `label`) or a channel suffix (`_0000`), so that `image_7.nii.gz` and `label_7.nii.gz` belong together.
 """
 
 import json

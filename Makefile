@@ -1,0 +1,41 @@
+.PHONY: help venv demo test test-fast test-faults lint type bench clean
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# One thread a process: tests run in two processes, and small arrays lose more than they gain by sharing.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+venv: $(VENV)/.done ## Set up .venv with the exact versions of constraints.txt
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "organseg needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,tensorboard,wandb]'
+	touch $@
+
+demo: venv ## Train naive and INERRANT0 on a synthetic cohort at 30% labels, and compare
+	$(BIN)/python tools/demo.py --out demo
+
+test: venv ## All tests but the long fault campaigns
+	$(TEST) -n 2 -m "not faults and not alone" && $(TEST) -m "alone and not faults"
+
+test-fast: venv ## The tests that take under three minutes together
+	$(TEST) -n 2 -m "not slow and not faults and not alone"
+
+test-faults: venv ## The long fault campaigns
+	$(TEST) -m faults
+
+lint: venv ## ruff
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+type: venv ## mypy, strict
+	$(BIN)/mypy
+
+bench: venv ## Hot paths against peers, as ratios
+	$(BIN)/python tools/bench/metrics.py && $(BIN)/python tools/bench/training.py && $(BIN)/python tools/bench/cache.py
+
+clean: ## Remove what the targets above made
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache

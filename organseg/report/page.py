@@ -1,0 +1,204 @@
+"""The report as one HTML file that needs nothing else: pictures and style are inside, scripts there are none.
+
+Whatever comes from a file (names of runs, cases, organs, options) is escaped; the page also forbids the browser to load
+anything.
+"""
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from organseg.metrics import OVERALL, CaseRow, OrganSummary, conventions, summarise
+from organseg.report.figures import colour_of
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1160px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: 0.2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
+th, td { padding: 0.2rem 0.7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; } .options td { text-align: left; }
+tr.overall td { font-weight: 600; border-top: 2px solid #1a1a1a; }
+.swatch { display: inline-block; width: 0.8em; height: 0.8em; margin-right: 0.5em; border: 1px solid #555; }
+.wide { overflow-x: auto; } .conventions { color: #555; font-size: 0.85rem; white-space: pre-line; }
+.note { background: #fff6e0; border-left: 4px solid #e0a020; padding: 0.5rem 1rem; overflow-wrap: anywhere; }
+.odd { color: #a33; } img { max-width: 100%; height: auto; } summary { cursor: pointer; }
+"""
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_COLUMNS = ("organ", "cases", "DSC %", "std", "DSC % without both empty", "NSD %", "HD95 mm", "ASD mm", "missed",
+            "false positive", "both empty", "unknown")  # fmt: skip
+_SHORT = {"missed": " missed", "false_positive": " false pos.", "both_empty": " both empty"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the report.
+
+    Attributes:
+        name: File name in the report's folder.
+        title: What it shows.
+        png: Its bytes.
+    """
+
+    name: str
+    title: str
+    png: bytes
+
+
+def render_page(
+    name: str, config: Mapping[str, Any], rows: Sequence[CaseRow], pictures: Sequence[Picture], notes: Sequence[str]
+) -> str:
+    """The whole page.
+
+    Args:
+        name: Of the run.
+        config: Of the run, as `config.yaml` has it.
+        rows: The table of cases; empty before a test.
+        pictures: In the order in which they are shown.
+        notes: What is missing, and what to do about it.
+    """
+    organs = list(dict.fromkeys(row.organ for row in rows))
+    parts = [
+        f"<h1>{escape(name)}</h1>",
+        *(f'<p class="note">{escape(note)}</p>' for note in notes),
+        "<h2>Setup</h2>",
+        _table((), [(escape(option), escape(value)) for option, value in key_options(config, organs)], "options"),
+    ]
+    if rows:
+        parts += [
+            "<h2>Test</h2>",
+            _summary_table(summarise(rows)),
+            f'<p class="conventions">{escape(conventions())}</p>',
+            f"<details><summary>DSC of each case</summary>{_case_table(rows, organs)}</details>",
+        ]
+    parts += [_figure(picture) for picture in pictures]
+    body = "\n".join(parts)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(name)}: organseg report</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def key_options(config: Mapping[str, Any], organs: Sequence[str]) -> list[tuple[str, str]]:
+    """The options that tell one experiment from another, as text; those that the config lacks are left out.
+
+    Args:
+        config: Of the run.
+        organs: Those of the table of cases: they are known even where the config says `null`, which means all.
+    """
+
+    def at(*keys: str) -> Any:
+        value: Any = config
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    options = ("data", "init_args")
+    fold, folds = at(*options, "fold"), at(*options, "folds")
+    pairs = {
+        "organs": list(organs) or at(*options, "organs") or "all of the data sets",
+        "data sets": at(*options, "datasets") or "all in the cache",
+        "label share": at(*options, "label_share"),
+        "fold": None if fold is None else f"{fold} (of {folds}, counted from 0)",
+        "seed": at("seed"),
+        "method": _class(at("model")),
+        "network": _class(at("model", "init_args", "network")),
+        "optimiser": _class(at("model", "init_args", "optimizer"), "lr", "weight_decay"),
+        "steps": at("trainer", "max_steps"),
+        "batch size": at(*options, "batch_size"),
+        "precision": at("trainer", "precision"),
+    }
+    return [(name, _text(value)) for name, value in pairs.items() if value is not None]
+
+
+def _class(entry: Any, *options: str) -> str | None:
+    """`organseg.networks.UNet` and its options -> `UNet (width 16, depth 5)`; all plain options, or those named."""
+    if not isinstance(entry, Mapping) or "class_path" not in entry:
+        return None
+    given = entry.get("init_args") or {}
+    plain = [f"{key} {value}" for key, value in given.items() if key in options or not options]
+    nested = any(isinstance(value, Mapping) for value in given.values())
+    details = "" if nested or not plain else f" ({', '.join(plain)})"
+    return f"{str(entry['class_path']).rpartition('.')[2]}{details}"
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _summary_table(lines: Sequence[OrganSummary]) -> str:
+    """One line an organ, and their mean."""
+    cells = []
+    for line in lines:
+        name = f"<b>{OVERALL} of organs</b>" if line.organ == OVERALL else _organ(line.organ)
+        numbers = (line.dsc.mean, line.dsc.std, line.dsc.mean_without_both_empty, line.nsd.mean)
+        distances = (line.hd95_mm.mean, line.asd_mm.mean)
+        counts = (line.missed, line.false_positive, line.both_empty, line.unknown)
+        cells.append(
+            (
+                name,
+                str(line.evaluated),
+                *(_number(100 * n) for n in numbers),
+                *map(_number, distances),
+                *map(str, counts),
+            )
+        )
+    return _table(_COLUMNS, cells, "summary", last_is_overall=True)
+
+
+def _case_table(rows: Sequence[CaseRow], organs: Sequence[str]) -> str:
+    """One line a case, the worst first: its mean over the evaluated organs, and each organ's DSC."""
+    by_case: dict[str, dict[str, CaseRow]] = {}
+    for row in rows:
+        by_case.setdefault(row.case, {})[row.organ] = row
+
+    def mean(case: str) -> float:
+        known = [row.score.dsc for row in by_case[case].values() if row.score.outcome != "unknown"]
+        return float(np.mean(known)) if known else float("nan")
+
+    def cell(row: CaseRow | None) -> str:
+        if row is None or row.score.outcome == "unknown":
+            return "&ndash;"
+        odd = _SHORT.get(row.score.outcome, "")
+        return f"{_number(100 * row.score.dsc)}" + (f' <span class="odd">{odd}</span>' if odd else "")
+
+    means = {case: mean(case) for case in by_case}
+    worst_first = sorted(by_case, key=lambda case: (np.isnan(means[case]), means[case], case))
+    cells = [
+        (escape(case), _number(100 * means[case]), *(cell(by_case[case].get(organ)) for organ in organs))
+        for case in worst_first
+    ]
+    return _table(("case", "mean", *(organ.replace("_", " ") for organ in organs)), cells, "cases")
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]], kind: str, *, last_is_overall: bool = False) -> str:
+    """A table; `head` is text, the cells of `lines` are HTML."""
+    top = "".join(f"<th>{escape(text)}</th>" for text in head)
+    rows = [
+        f"<tr{' class="overall"' if last_is_overall and line is lines[-1] else ''}>"
+        + "".join(f"<td>{cell}</td>" for cell in line)
+        + "</tr>"
+        for line in lines
+    ]
+    thead = f"<thead><tr>{top}</tr></thead>" if head else ""
+    return f'<div class="wide"><table class="{kind}">{thead}<tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _organ(name: str) -> str:
+    red, green, blue = (round(255 * part) for part in colour_of(name))
+    swatch = f'<span class="swatch" style="background: rgb({red}, {green}, {blue})"></span>'
+    return swatch + escape(name.replace("_", " "))
+
+
+def _number(value: float) -> str:
+    return "&ndash;" if np.isnan(value) else f"{value:.1f}"
+
+
+def _figure(picture: Picture) -> str:
+    source = f"data:image/png;base64,{b64encode(picture.png).decode('ascii')}"
+    return f'<h2>{escape(picture.title)}</h2>\n<img src="{source}" alt="{escape(picture.title)}">'

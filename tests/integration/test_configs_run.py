@@ -1,0 +1,62 @@
+"""Every shipped experiment, through the real command: fit, test, predict and report."""
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import yaml
+from toy import TOY, organseg
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
+assert EXPERIMENTS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_runs_from_fit_to_predict(config: Path, toy: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    organseg("fit", "--config", config, "--data.init_args.cache", toy / "cache", "--out", run,
+             "--trainer.max_steps=2", *TOY)  # fmt: skip
+    last = run / "checkpoints" / "last.ckpt"
+    organseg("test", "--config", run / "config.yaml", "--ckpt_path", last)
+    with (run / "test" / "cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    organs = {row["organ"] for row in rows}
+    assert len(organs) == 7
+    assert len({row["case"] for row in rows}) * len(organs) == len(rows)
+
+    scan = toy / "phantoms" / "img" / "phantom_000.nii.gz"
+    organseg("predict", "--ckpt_path", last, "--input", scan, "--out", tmp_path / "out")
+    written = nibabel.load(tmp_path / "out" / "phantom_000.nii.gz")
+    given = nibabel.load(scan)
+    assert written.shape == given.shape
+    assert np.array_equal(written.affine, given.affine)
+    labels = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert set(labels.values()) == organs
+
+    organseg("report", run)
+    assert (run / "report" / "index.html").stat().st_size > 10_000
+
+
+def test_every_fragment_belongs_to_an_experiment_or_is_a_logger() -> None:
+    used = {
+        (path.parent / part).resolve()
+        for path in EXPERIMENTS
+        for part in yaml.safe_load(path.read_text()).get("include", [])
+    }
+    parts = {path.resolve() for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in ("experiment", "logger")}
+    assert parts == used
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_loggers_go_beside_the_metrics_file(logger: str, toy: Path, tmp_path: Path) -> None:
+    organseg("fit", "--config", CONFIGS / "experiment" / "phantom_30_inerrant0.yaml",
+             "--config", CONFIGS / "logger" / f"{logger}.yaml", "--data.init_args.cache", toy / "cache",
+             "--out", tmp_path / "run", "--trainer.max_steps=2", *TOY, cwd=tmp_path)  # fmt: skip
+    assert "train/loss" in (tmp_path / "run" / "metrics.csv").read_text()
+    assert any((tmp_path / "runs" / logger).rglob("*.*"))

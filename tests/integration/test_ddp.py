@@ -1,0 +1,56 @@
+"""Two gloo ranks and one process: the same global batches, the same loss, every case once (METHOD.md 1.2, FAULTS.md 6)."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from toy import TOY, organseg
+
+CONFIG = Path(__file__).parents[2] / "configs" / "experiment" / "phantom_30_inerrant0.yaml"
+TWO_RANKS = ("--trainer.devices=2", "--trainer.strategy=ddp")
+EXACT = (
+    # BatchNorm sees one rank's share; plain SGD, since Adam turns rounding in tiny gradients into whole steps.
+    "--model.init_args.network.init_args.norm=instance",
+    "--model.init_args.optimizer=torch.optim.SGD",
+    "--model.init_args.optimizer.init_args.lr=0.01",
+    "--trainer.precision=32-true",
+)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_two_ranks_train_and_test_as_one_process_does(toy: Path, tmp_path: Path) -> None:
+    runs = {1: tmp_path / "one", 2: tmp_path / "two"}
+    for ranks, run in runs.items():
+        extra = TWO_RANKS if ranks == 2 else ()
+        organseg("fit", "--config", CONFIG, "--data.init_args.cache", toy / "cache", "--out", run, *TOY, *EXACT,
+                 "--trainer.max_steps=4", "--data.init_args.val_share=0.3", "--trainer.val_check_interval=2",
+                 "--data.init_args.label_share=0.5", *extra)  # fmt: skip
+        organseg("test", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "last.ckpt", *extra)
+    one, two = weights(runs[1]), weights(runs[2])
+    moved = 0.0
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+        moved += float(tensor.abs().sum())
+    assert moved > 0
+    tables = []
+    for run in runs.values():
+        with (run / "test" / "cases.csv").open() as file:
+            tables.append([(row["case"], row["organ"]) for row in csv.DictReader(file)])
+    assert tables[0] == tables[1]
+    assert len(set(tables[0])) == len(tables[0])
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_a_batch_that_ranks_cannot_share_is_refused(toy: Path, tmp_path: Path) -> None:
+    done = organseg("fit", "--config", CONFIG, "--data.init_args.cache", toy / "cache", "--out", tmp_path / "run",
+                    *TOY, "--data.init_args.batch_size=3", "--trainer.max_steps=2", *TWO_RANKS, check=None)  # fmt: skip
+    assert done.returncode != 0
+    assert "batch_size 3 cannot be shared equally by 2 ranks" in done.stderr

@@ -1,0 +1,103 @@
+"""A killed run, started again by the same command, ends with the weights of an uninterrupted one (FAULTS.md 5)."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toy import TOY, organseg
+
+CONFIG = Path(__file__).parents[2] / "configs" / "experiment" / "phantom_30_inerrant0.yaml"
+STEPS = 14
+
+
+def command(toy: Path, run: Path, *more: str) -> list[str]:
+    """A run with a checkpoint after every step, and validation in the middle."""
+    words = ["fit", "--config", CONFIG, "--data.init_args.cache", toy / "cache", "--out", run, *TOY,
+             f"--trainer.max_steps={STEPS}", "--checkpoint_every_s=0", "--data.init_args.val_share=0.3",
+             "--trainer.val_check_interval=5", *more]  # fmt: skip
+    return [str(word) for word in words]
+
+
+def fingerprint(run: Path) -> str:
+    """Weights, optimiser and schedule of a run's result."""
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    digest = hashlib.sha256()
+    tensors = [*checkpoint["state_dict"].values()]
+    for state in checkpoint["optimizer_states"][0]["state"].values():
+        tensors += [state["step"], state["exp_avg"], state["exp_avg_sq"]]
+    for tensor in tensors:
+        digest.update(tensor.numpy().tobytes())
+    digest.update(repr((checkpoint["global_step"], checkpoint["lr_schedulers"])).encode())
+    return digest.hexdigest()
+
+
+def losses(run: Path) -> list[str]:
+    return [line for line in (run / "metrics.csv").read_text().splitlines() if ",pace/" not in line]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    organseg(*command(toy, run))
+    return run
+
+
+def interrupt(words: list[str], run: Path, after_step: int, with_signal: int) -> int:
+    """Start the command, signal it once `metrics.csv` shows a step, and return its exit code."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "organseg", *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    metrics, wanted = run / "metrics.csv", f"\n{after_step},train/loss"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if metrics.exists() and wanted in metrics.read_text():
+            process.send_signal(with_signal)
+            break
+        time.sleep(0.005)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "workers"), [(3, (0, 0)), (6, (2, 0)), (9, (0, 2))])
+def test_kill_9_then_the_same_command_ends_equal(
+    step: int, workers: tuple[int, int], toy: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    first, second = (f"--data.init_args.workers={count}" for count in workers)
+    assert interrupt(command(toy, run, first), run, step, signal.SIGKILL) == -signal.SIGKILL
+    organseg(*command(toy, run, second))
+    assert fingerprint(run) == fingerprint(uninterrupted)
+    assert losses(run) == losses(uninterrupted)
+
+
+@pytest.mark.slow
+def test_sigterm_writes_a_checkpoint_and_exits_75_then_ends_equal(
+    toy: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = command(toy, run, "--checkpoint_every_s=1000")
+    assert interrupt(words, run, 6, signal.SIGTERM) == 75
+    organseg(*words)
+    assert fingerprint(run) == fingerprint(uninterrupted)
+
+
+@pytest.mark.slow
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(toy: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    interrupt(command(toy, run), run, 7, signal.SIGKILL)
+    last = run / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[1000] ^= 4
+    last.write_bytes(content)
+    done = organseg(*command(toy, run))
+    assert "damaged" in done.stderr
+    assert "older checkpoint" in done.stderr
+    assert fingerprint(run) == fingerprint(uninterrupted)

@@ -1,0 +1,130 @@
+"""What `fit` does with a run folder that is there already, and what a user is told when something is wrong."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from toy import TOY, organseg
+
+CONFIG = Path(__file__).parents[2] / "configs" / "experiment" / "phantom_30_inerrant0.yaml"
+
+
+@pytest.fixture(scope="module")
+def finished(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[object]]:
+    """A finished run with validation, and the command that made it."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    command = ["fit", "--config", CONFIG, "--data.init_args.cache", toy / "cache", "--out", run, *TOY,
+               "--trainer.max_steps=4", "--trainer.val_check_interval=2", "--data.init_args.val_share=0.3",
+               "--data.init_args.label_share=1.0"]  # fmt: skip
+    organseg(*command)
+    return run, command
+
+
+def test_validation_logs_whole_case_dsc_of_each_organ_at_the_interval(finished: tuple[Path, list[object]]) -> None:
+    lines = (finished[0] / "metrics.csv").read_text().splitlines()
+    mean = [line for line in lines if line.split(",")[1] == "val/dsc"]
+    assert [line.split(",")[0] for line in mean] == ["1", "3"]
+    assert sum(",val/dsc/liver," in line for line in lines) == 2
+
+
+def test_finished_run_says_so_and_stays_as_it_is(finished: tuple[Path, list[object]]) -> None:
+    run, command = finished
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    done = organseg(*command)
+    assert "finished" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("option", "difference"),
+    [
+        ("--seed=1", "seed: run has 0, asked for 1"),
+        ("--data.init_args.organs=[liver]", "data.organs: run has None, asked for ['liver']"),
+        ("--model.init_args.network.init_args.width=5", "width: run has 4, asked for 5"),
+        ("--trainer.max_steps=5", "trainer.max_steps: run has 4, asked for 5"),
+    ],
+)
+def test_another_setup_is_refused_with_the_difference(
+    option: str, difference: str, finished: tuple[Path, list[object]]
+) -> None:
+    done = organseg(*finished[1], option, check=4)
+    assert difference in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_overwrite_starts_anew(finished: tuple[Path, list[object]], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    (run / "notes.txt").write_text("mine")
+    organseg(*finished[1], "--out", run, "--seed=1", "--overwrite", "--trainer.max_steps=2")
+    assert (run / "notes.txt").read_text() == "mine"
+    assert "seed: 1" in (run / "config.yaml").read_text()
+
+
+def test_damaged_checkpoint_is_refused_by_test_and_predict(
+    finished: tuple[Path, list[object]], toy: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "last.ckpt"
+    content = bytearray((finished[0] / "checkpoints" / "last.ckpt").read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    shutil.copy(finished[0] / "checkpoints" / "last.ckpt.sha256", tmp_path)
+    scan = toy / "phantoms" / "img" / "phantom_000.nii.gz"
+    for command in (
+        ("test", "--config", finished[0] / "config.yaml", "--ckpt_path", damaged),
+        ("predict", "--ckpt_path", damaged, "--input", scan, "--out", tmp_path / "out"),
+    ):
+        done = organseg(*command, check=4)
+        assert "damaged" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_predict_skips_what_is_made_and_refuses_what_is_not_its_own(
+    finished: tuple[Path, list[object]], toy: Path, tmp_path: Path
+) -> None:
+    last, scans = finished[0] / "checkpoints" / "last.ckpt", toy / "phantoms" / "img"
+    command = ["predict", "--ckpt_path", last, "--input", scans / "phantom_001.nii.gz", "--out", tmp_path]
+    organseg(*command)
+    output = tmp_path / "phantom_001.nii.gz"
+    before = output.stat().st_mtime_ns
+    assert "made already" in organseg(*command).stdout
+    assert output.stat().st_mtime_ns == before
+    output.write_bytes(b"somebody's work")
+    assert str(output) in organseg(*command, check=2).stderr
+    assert output.read_bytes() == b"somebody's work"
+    organseg(*command, "--overwrite")
+    assert output.read_bytes() != b"somebody's work"
+
+
+def test_predict_refuses_a_bad_input_and_does_the_others(
+    finished: tuple[Path, list[object]], toy: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes((toy / "phantoms" / "img" / "phantom_000.nii.gz").read_bytes()[:2000])
+    good = toy / "phantoms" / "img" / "phantom_001.nii.gz"
+    last = finished[0] / "checkpoints" / "last.ckpt"
+    done = organseg("predict", "--ckpt_path", last, "--input", bad, good, "--out", tmp_path / "out", check=3)
+    assert "bad.nii.gz" in done.stderr
+    assert (tmp_path / "out" / "phantom_001.nii.gz").exists()
+    assert not (tmp_path / "out" / "bad.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fit", "--config", "no_such.yaml"], "no_such.yaml"),
+        (["fit", "--config", CONFIG, "--trainer.max_stepz=3"], "max_stepz"),
+        (["fit", "--config", CONFIG, "--data.init_args.cache=/nowhere"], "no prepared data set"),
+        (["fit", "--config", CONFIG, "--model=os.system"], "os.system"),
+        (["test", "--config", CONFIG, "--data.init_args.cache=CACHE"], "--ckpt_path"),
+        (["predict", "--ckpt_path", "x.ckpt", "--input", "nowhere.nii", "--out", "o"], "x.ckpt"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_no_traceback(
+    arguments: list[object], said: str, toy: Path, tmp_path: Path
+) -> None:
+    words = [str(word).replace("CACHE", str(toy / "cache")) for word in arguments]
+    done = organseg(*words, check=None, cwd=tmp_path)
+    assert done.returncode in (2, 4)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,50 @@
+import torch
+from torch import Tensor, nn
+
+from organseg.batch import Batch
+from organseg.methods import PartialLabelModule
+from organseg.networks import UNet
+
+
+def small(in_channels: int, out_channels: int) -> nn.Module:
+    return UNet(in_channels, out_channels, width=4, depth=2, norm="instance")
+
+
+def batch(label: Tensor, annotated: list[list[bool]]) -> Batch:
+    count = len(label)
+    return {
+        "image": torch.randn(count, 1, 8, 8),
+        "label": label.to(torch.uint8),
+        "annotated": torch.tensor(annotated),
+        "case": ["a"] * count,
+        "index_to_mm": torch.eye(4).repeat(count, 1, 1),
+        "centre": torch.zeros(count, len(annotated[0]), 3),
+    }
+
+
+def test_outputs_are_one_an_organ() -> None:
+    module = PartialLabelModule(["liver", "spleen", "pancreas"], small)
+    assert module.network(torch.zeros(1, 1, 8, 8)).shape == (1, 3, 8, 8)
+
+
+def test_decision_takes_the_best_organ_from_one_half_on() -> None:
+    module = PartialLabelModule(["liver", "spleen"], small)
+    probs = torch.tensor([[0.4, 0.49], [0.5, 0.3], [0.6, 0.9], [0.9, 0.9]]).T.reshape(1, 2, 1, 4)
+    assert module.decide(probs).flatten().tolist() == [0, 1, 2, 1]
+
+
+def test_an_organ_that_nobody_annotates_gets_no_gradient_unless_naive() -> None:
+    given = batch(torch.zeros(2, 8, 8), [[True, False], [True, False]])
+    for naive in (False, True):
+        module = PartialLabelModule(["liver", "spleen"], small, naive=naive)
+        module._trainer = OneProcess()  # type: ignore[assignment]
+        module.loss(module.network(given["image"]), given).backward()
+        head = module.network.head.weight.grad
+        assert head[0].abs().sum() > 0
+        assert (head[1].abs().sum() > 0) == naive
+
+
+class OneProcess:
+    """What the loss asks of a trainer."""
+
+    world_size = 1

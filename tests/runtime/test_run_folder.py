@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from organseg.errors import IntegrityError, UsageError
+from organseg.runtime.run_folder import RunFolder, identity
+
+CONFIG = {
+    "seed": 0,
+    "model": {"class_path": "M", "init_args": {"network": {"init_args": {"width": 16}}}},
+    "trainer": {"max_steps": 10, "devices": 1, "precision": "32-true"},
+    "data": {"class_path": "D", "init_args": {"cache": "here", "workers": 2, "fold": 0}},
+}
+
+
+def test_identity_has_what_decides_the_weights_and_nothing_else() -> None:
+    assert identity(CONFIG) == {
+        "seed": 0,
+        "model.class_path": "M",
+        "model.init_args.network.init_args.width": 16,
+        "trainer.max_steps": 10,
+        "trainer.precision": "32-true",
+        "data.class_path": "D",
+        "data.fold": 0,
+    }
+
+
+def test_no_folder_is_a_new_run(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path / "new").record() is None
+
+
+def test_somebody_elses_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match=r"thesis\.tex"):
+        RunFolder(tmp_path).record()
+
+
+def test_overwrite_removes_only_what_a_run_writes(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write(identity(CONFIG), finished=False)
+    run.checkpoints.mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    run.clear()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_difference_names_both_values(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write(identity(CONFIG), finished=False)
+    record = run.record()
+    assert record is not None
+    run.compare(record, identity(CONFIG))
+    with pytest.raises(IntegrityError, match="seed: run has 0, asked for 4"):
+        run.compare(record, identity({**CONFIG, "seed": 4}))
+
+
+def test_damaged_record_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(IntegrityError, match="--overwrite"):
+        RunFolder(tmp_path).record()

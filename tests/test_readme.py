@@ -1,0 +1,40 @@
+"""The README's commands, as printed, at toy size."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from toy import TOY, organseg
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+COMMANDS = [line.removeprefix("organseg ") for block in BLOCKS for line in block.splitlines() if "organseg " in line]
+
+
+@pytest.mark.slow
+def test_own_data_from_import_to_report(tmp_path: Path) -> None:
+    organseg("phantom", "--cases", 6, "--shape", 16, 32, 32, "--out", tmp_path / "phantoms", "--processes", 1)
+    scans = tmp_path / "MY_SCANS"
+    scans.mkdir()
+    (tmp_path / "phantoms" / "img").rename(scans / "images")
+    (tmp_path / "phantoms" / "label").rename(scans / "labels")
+    (tmp_path / "NEW_SCANS").mkdir()
+    shutil.copy(scans / "images" / "phantom_002.nii.gz", tmp_path / "NEW_SCANS")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    labels = "1=liver 2=gallbladder 3=spleen 4=left_kidney 5=right_kidney 6=pancreas 7=stomach"
+    names = [command.split()[0] for command in COMMANDS]
+    assert names == ["import", "check", "prepare", "fit", "predict", "test", "report"]
+    for command in COMMANDS:
+        words = command.replace("1=liver 2=spleen 3=pancreas", labels).replace("--size 128", "--size 32").split()
+        if words[0] == "fit":
+            words += [*TOY, "--trainer.max_steps=2", "--trainer.val_check_interval=1"]
+        organseg(*words, cwd=tmp_path)
+    assert (tmp_path / "predictions" / "phantom_002.nii.gz").exists()
+    assert (tmp_path / "runs" / "mine" / "report" / "index.html").exists()
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make ([a-z-]+)", (ROOT / "README.md").read_text()):
+        assert f"\n{target}:" in makefile, target
