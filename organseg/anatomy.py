@@ -53,7 +53,7 @@ ORGANS: dict[str, Organ] = {
                                           "veins"), "32764006", (110, 160, 232), (5, 160), (20, 260)),
         Organ("right_adrenal", ("right_adrenal_gland", "adrenal_gland_right", "adrenal_right", "rad"), "29392005",
               (150, 206, 150), (0.5, 20), (-30, 140), "left_adrenal"),
-        Organ("left_adrenal", ("left_adrenal_gland", "adrenal_gland_left", "adrenal_left", "lad"), "38360003",
+        Organ("left_adrenal", ("left_adrenal_gland", "adrenal_gland_left", "adrenal_left", "lad"), "12003004",
               (98, 166, 120), (0.5, 20), (-30, 140), "right_adrenal"),
         Organ("heart", (), "80891009", (180, 50, 80), (200, 1500), (20, 350)),
         Organ("trachea", (), "44567001", (170, 200, 210), (10, 90), (-1024, -600)),

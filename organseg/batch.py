@@ -72,6 +72,10 @@ class CaseSource(Protocol):
     """Canonical names in channel order."""
 
     @property
+    def content_hash(self) -> str:
+        """Of everything that training and test may see."""
+
+    @property
     def preprocessing(self) -> Any:
         """`volumes.Preprocessing`: what a scan goes through before the network."""
 

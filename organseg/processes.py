@@ -4,10 +4,28 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+
+
+def in_processes(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterator[Result]:
+    """Results of a picklable function over items, in order, from worker processes that die with this one."""
+    if processes <= 1 or len(items) <= 1:
+        yield from map(work, items)
+        return
+    # spawn: a fork of a process in which torch, HDF5 or a progress bar run threads may hang
+    count = min(processes, len(items))
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
+        yield from pool.map(work, items)
 
 
 def end_with_parent() -> None:

@@ -14,7 +14,7 @@ COMMANDS = [line.removeprefix("organseg ") for block in BLOCKS for line in block
 
 @pytest.mark.slow
 def test_own_data_from_import_to_report(tmp_path: Path) -> None:
-    organseg("phantom", "--cases", 6, "--shape", 16, 32, 32, "--out", tmp_path / "phantoms", "--processes", 1)
+    organseg("phantom", "--cases", 6, "--shape", 24, 32, 32, "--out", tmp_path / "phantoms", "--processes", 1)
     scans = tmp_path / "MY_SCANS"
     scans.mkdir()
     (tmp_path / "phantoms" / "img").rename(scans / "images")

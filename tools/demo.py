@@ -5,13 +5,13 @@ an interruption. Usage: python tools/demo.py --out demo
 """
 
 import argparse
-import csv
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "experiment"
+TOOLS = Path(__file__).resolve().parent
+CONFIGS = TOOLS.parent / "configs" / "experiment"
 METHODS = {"naive": "unlabelled = background", "inerrant0": "ambiguity maps"}
 
 
@@ -20,12 +20,6 @@ def organseg(*arguments: object) -> None:
     words = [str(argument) for argument in arguments]
     print("\n$ organseg " + " ".join(words), flush=True)
     subprocess.run([sys.executable, "-m", "organseg", *words], check=True)
-
-
-def mean_dsc(summary: Path) -> dict[str, float]:
-    """Organ -> mean DSC, from a test's summary.csv."""
-    with summary.open() as file:
-        return {row["organ"]: float(row["dsc_mean"]) for row in csv.DictReader(file)}
 
 
 def main() -> None:
@@ -50,13 +44,12 @@ def main() -> None:
         organseg("fit", "--config", config, "--data.init_args.cache", cache, "--out", run, *steps)
         organseg("test", "--config", run / "config.yaml", "--ckpt_path", last)
         organseg("report", run)
-    scan = next((out / "phantoms" / "img").glob("*.nii.gz"))
-    organseg("predict", "--ckpt_path", last, "--input", scan, "--out", out / "predictions")
-    scores = {method: mean_dsc(out / "runs" / f"phantom_30_{method}" / "test" / "summary.csv") for method in METHODS}
-    print("\nDSC % on held-out phantom patients; each organ labelled in 30% of the training cases")
-    print(f"{'organ':<16}" + "".join(f"{method:>12}" for method in METHODS))
-    for organ in scores["inerrant0"]:
-        print(f"{organ:<16}" + "".join(f"{100 * scores[method][organ]:>12.1f}" for method in METHODS))
+    if not (out / "new" / "dataset.yaml").exists():
+        organseg("phantom", "--cases", 1, "--seed", 1, "--shape", *arguments.shape, "--out", out / "new")
+    organseg("predict", "--ckpt_path", last, "--input", out / "new" / "img", "--out", out / "predictions")
+    print("\nHeld-out phantom patients; each organ is labelled in 30% of the training cases.", flush=True)
+    runs = [out / "runs" / f"phantom_30_{method}" for method in METHODS]
+    subprocess.run([sys.executable, TOOLS / "table.py", *runs], check=True)
     print(f"\n{(time.monotonic() - start) / 60:.1f} minutes. Look at:")
     for method, meaning in METHODS.items():
         print(f"  {out / 'runs' / f'phantom_30_{method}' / 'report' / 'index.html'}   ({method}: {meaning})")

@@ -98,6 +98,10 @@ def _add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     predictor.add_argument("--out", required=True, help="folder of the label maps")
     predictor.add_argument("--probabilities", action="store_true", help="also write each organ's probability")
     predictor.add_argument("--overwrite", action="store_true", help="replace outputs made otherwise")
+    predictor.add_argument("--affine", choices=("sform", "qform"), help="which one counts where a header's two differ")
+    predictor.add_argument(
+        "--assume_affine", action="store_true", help="files without one lie left, anterior, superior"
+    )
     predictor.add_argument("--accelerator", default="auto", help="cpu, gpu, ...")
     predictor.add_argument("--devices", default="1")
     predictor.add_argument("--precision", default="32-true", help="for example bf16-mixed")

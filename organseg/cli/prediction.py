@@ -29,7 +29,15 @@ from organseg.errors import Fault, InputError, IntegrityError, StorageError, Usa
 from organseg.files import publish_text, sha256_of
 from organseg.methods.base import SegmentationModule
 from organseg.runtime.checkpoint_io import load_checkpoint, verify_checkpoint
-from organseg.volumes import Preprocessing, Volume, read_image, resample_image, write_label, write_map
+from organseg.volumes import (
+    AffineSource,
+    Preprocessing,
+    Volume,
+    read_image,
+    resample_image,
+    write_label,
+    write_map,
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def predict(arguments: Namespace) -> int:
     module = load_module(checkpoint_path)
     labels = {k + 1: organ for k, organ in enumerate(module.organs)}
     publish_text(out / "labels.json", json.dumps(labels, indent=1))
-    scans = Scans(jobs, module.preprocessing)
+    scans = Scans(jobs, module.preprocessing, arguments.affine, arguments.assume_affine)
     trainer = L.Trainer(
         accelerator=arguments.accelerator,
         devices=arguments.devices,
@@ -167,8 +175,12 @@ def _made(out: Path) -> dict[str, dict[str, Any]]:
 class Scans(Dataset[WholeCase | None]):
     """Inputs as whole cases on their own grid; a refused one is None, its faults are kept."""
 
-    def __init__(self, jobs: Sequence[Job], preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], preprocessing: Preprocessing, affine: AffineSource | None, assume_affine: bool
+    ) -> None:
         self.jobs = jobs
+        self.affine: AffineSource | None = affine
+        self.assume_affine = assume_affine
         self.preprocessing = preprocessing
         self.faults: list[Fault] = []
         self.refused = 0
@@ -180,7 +192,14 @@ class Scans(Dataset[WholeCase | None]):
         job = self.jobs[number]
         modality = "CT" if self.preprocessing.normalisation else "MR"
         try:
-            volume, warnings = read_image(job.input, case=job.output.name.removesuffix(".nii.gz"), modality=modality)
+            case = job.output.name.removesuffix(".nii.gz")
+            volume, warnings = read_image(
+                job.input,
+                case=case,
+                affine_source=self.affine,
+                assume_affine=self.assume_affine,
+                modality=modality,
+            )
         except InputError as error:
             self.faults += error.faults
             self.refused += 1

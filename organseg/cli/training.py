@@ -22,10 +22,10 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from organseg.cli.configs import expand
-from organseg.errors import Interrupted, OrgansegError, UsageError
+from organseg.errors import IntegrityError, Interrupted, OrgansegError, UsageError
 from organseg.methods.base import SegmentationModule
 from organseg.processes import keep_freed_memory
-from organseg.runtime.checkpoint_io import AtomicCheckpointIO, newest_good, verify_checkpoint
+from organseg.runtime.checkpoint_io import AtomicCheckpointIO, load_checkpoint, newest_good
 from organseg.runtime.metrics_log import MetricsLog
 from organseg.runtime.pace import Pace
 from organseg.runtime.resume import FiniteLoss, LastCheckpoint, StepSeed
@@ -49,6 +49,12 @@ _DEFAULTS = {
     "check_val_every_n_epoch": None,
     "use_distributed_sampler": False,  # data modules share cases and positions themselves
 }
+
+
+_PATIENTS = ("data.datasets", "data.organs", "data.fold", "data.folds", "data.fold_seed")
+
+DATA = "data content"
+"""The key of the data's hash in a run's identity."""
 
 
 class _Finished(Exception):  # noqa: N818 - not an error
@@ -115,13 +121,10 @@ class OrgansegCLI(LightningCLI):
             refused = isinstance(value, float) and not math.isfinite(value)
             if refused or (key.endswith(".lr") and value <= 0):
                 raise UsageError(f"{key}: found {value}, expected a finite number{' above 0' * key.endswith('.lr')}")
-        if self.subcommand != "fit":
-            return
-        record = self.run_folder.record()
-        if record and not config["overwrite"]:
-            self.run_folder.compare(record, self.wanted)
-            if record["finished"]:
-                raise _Finished
+        if self._fitting and not config["overwrite"]:
+            record = self.run_folder.record()
+            if record:
+                self.run_folder.compare(record, {**self.wanted, DATA: record["identity"].get(DATA)})
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the run's own logger, callbacks and checkpoint files."""
@@ -148,9 +151,15 @@ class OrgansegCLI(LightningCLI):
     def _fitting(self) -> bool:
         return self.subcommand == "fit"
 
-    def fit(self, model: L.LightningModule, datamodule: L.LightningDataModule, **_: Any) -> None:
+    def fit(self, model: L.LightningModule, datamodule: Any, **_: Any) -> None:
         """Train, or go on training."""
         run = self.run_folder
+        self.wanted[DATA] = datamodule.content_hash
+        record = None if self.config_dump["overwrite"] else run.record()
+        if record:
+            run.compare(record, self.wanted)
+            if record["finished"]:
+                raise _Finished
         resume, problems = (None, []) if self.config_dump["overwrite"] else newest_good(run.checkpoints)
         for problem in problems:
             print(f"organseg: warning: {problem}; going on from an older checkpoint", file=sys.stderr)
@@ -172,7 +181,18 @@ class OrgansegCLI(LightningCLI):
     ) -> None:
         if not ckpt_path:
             raise UsageError("say which checkpoint: --ckpt_path RUN/checkpoints/last.ckpt")
-        verify_checkpoint(Path(ckpt_path))
+        record = load_checkpoint(Path(ckpt_path)).get("organseg")
+        if not isinstance(record, dict):
+            raise IntegrityError(f"{ckpt_path}: not a checkpoint of organseg; train one with `organseg fit`")
+        # Another fold's patients were trained on: their scores would be no test at all.
+        differences = [
+            f"{key}: trained with {record['identity'].get(key)}, asked for {value}"
+            for key, value in self.wanted.items()
+            if key.startswith(("model.class_path", "model.init_args.network")) or key in _PATIENTS
+            if record["identity"].get(key) != value
+        ]
+        if differences:
+            raise IntegrityError(f"{ckpt_path}: does not belong to this config\n  " + "\n  ".join(differences))
         stage(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
 
 
@@ -212,6 +232,7 @@ def quieten() -> None:
 
     for text in (
         ".*args parameter is intended to run from within Python.*",
+        ".*Total length of .* across ranks is zero.*",  # nobody validates
         ".*does not have many workers.*",  # whole cases are read by the main process on purpose
         ".*The number of training batches.*",
         ".*You have overridden `transfer_batch_to_device`.*",

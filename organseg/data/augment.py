@@ -27,25 +27,45 @@ class SliceAugmentation:
         rotation_degrees: Largest rotation to either side.
         scale: Smallest and largest zoom.
         shift: Largest translation to either side, as a share of the slice.
-        brightness: Largest change, as a share of the intensity window.
-        contrast: Largest relative change.
+        gain: Smallest and largest factor of the normalised intensities.
+        offset: Largest shift of the normalised intensities to either side.
     """
 
     rotation_degrees: float = 11.5
     scale: tuple[float, float] = (0.85, 1.18)
     shift: float = 0.12
-    brightness: float = 0.05
-    contrast: float = 0.1
+    gain: tuple[float, float] = (0.9, 1.1)
+    offset: float = 0.1
 
-    def compose(self) -> "SliceTransform":
-        """The transform that applies these ranges."""
-        return SliceTransform(self)
+    def compose(self, floor: float) -> "SliceTransform":
+        """The transform that applies these ranges to images whose air is `floor`."""
+        return SliceTransform(self, floor)
+
+
+class _GainAndOffset(A.ImageOnlyTransform):
+    """image * gain + offset, unclipped: albumentations' own brightness and contrast clip floats to 0..1."""
+
+    def __init__(self, gain: tuple[float, float], offset: float) -> None:
+        super().__init__(p=1)
+        self.gain = gain
+        self.offset = offset
+
+    def get_params(self) -> dict[str, Any]:
+        """Draw from the generator that `Compose` seeds."""
+        return {
+            "factor": self.py_random.uniform(*self.gain),
+            "shift": self.py_random.uniform(-self.offset, self.offset),
+        }
+
+    def apply(self, img: NDArray[np.float32], factor: float, shift: float, **_: Any) -> NDArray[np.float32]:
+        """Change one image."""
+        return img * np.float32(factor) + np.float32(shift)
 
 
 class SliceTransform:
     """Applies a `SliceAugmentation` to one slice and its label."""
 
-    def __init__(self, ranges: SliceAugmentation) -> None:
+    def __init__(self, ranges: SliceAugmentation, floor: float) -> None:
         self.compose = A.Compose(
             [
                 A.Affine(
@@ -55,11 +75,11 @@ class SliceTransform:
                     translate_percent=(-ranges.shift, ranges.shift),
                     interpolation=cv2.INTER_LINEAR,
                     mask_interpolation=cv2.INTER_NEAREST,
-                    fill=0,
+                    fill=floor,
                     fill_mask=0,
                     p=1,
                 ),
-                A.RandomBrightnessContrast(ranges.brightness, ranges.contrast, p=1),
+                _GainAndOffset(ranges.gain, ranges.offset),
             ],
             keypoint_params=A.KeypointParams(format="xy", remove_invisible=False),
         )
@@ -70,7 +90,7 @@ class SliceTransform:
         """Change a slice.
 
         Args:
-            image: [H, W] float32 in 0..1; what comes in from outside is 0.
+            image: [H, W] float32, normalised; what comes in from outside is `floor`.
             label: [H, W]; what comes in from outside is 0.
             rng: Decides everything.
 

@@ -12,6 +12,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from io import BytesIO
@@ -28,9 +29,16 @@ from organseg.files import publish
 
 SCHEMA = 1
 _BLOCK = 512
-_MAGIC = b"organseg case 1\n"
+_MAGIC = b"organseg case\n"
 _CHUNK = (1, 128, 128)
+_HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError)  # what h5py makes of libhdf5's
+_FILTER = hdf5plugin.Bitshuffle.filter_id
+_MAX_RATIO = 1000  # lz4 cannot shrink more than 255 : 1, so an array that claims to be larger lies
 _DATASETS = {"image", "label", "source_label", "organ_counts", "organ_boxes"}
+
+
+class NewerSchemaError(IntegrityError):
+    """The file was made by a newer version: preparing again would destroy what that version made."""
 
 
 @dataclass(frozen=True)
@@ -153,10 +161,16 @@ class CachedCase:
     def header(self) -> CaseHeader:
         """The header, from a verified file."""
         with self._opened() as file:
-            raw = json.loads(str(file.attrs["header"]))
-            if raw["schema"] != SCHEMA:
-                raise self._broken(f"schema {raw['schema']}", f"schema {SCHEMA}")
-            return CaseHeader(**{name: _tuples(value) for name, value in raw.items()})
+            try:
+                raw = json.loads(str(file.attrs["header"]))
+                if raw["schema"] > SCHEMA:
+                    newer = f"{self.path}: made by a newer organseg; update this one, or use another cache"
+                    raise NewerSchemaError(newer)
+                if raw["schema"] < SCHEMA:
+                    raise self._broken(f"schema {raw['schema']}", f"schema {SCHEMA}")
+                return CaseHeader(**_tuples(raw))
+            except (KeyError, ValueError, TypeError) as error:
+                raise self._broken(f"no readable header ({error!r:.80})", "that of a case") from error
 
     @cached_property
     def organ_counts(self) -> NDArray[np.int32]:
@@ -195,31 +209,55 @@ class CachedCase:
             label: NDArray[np.uint8] = file["source_label" if "source_label" in file else "label"][()]
             return label
 
-    def _opened(self) -> h5py.File:
+    @contextmanager
+    def _opened(self) -> Iterator[h5py.File]:
         _ = self.digest
-        return open_verified(self.path)
+        with open_verified(self.path) as file:
+            try:
+                yield file
+            except _HDF5_ERRORS as error:
+                raise self._broken(f"unreadable HDF5 ({error!s:.80})", "a case") from error
 
     def _broken(self, found: str, expected: str) -> IntegrityError:
-        return IntegrityError(
-            f"{self.path.parent.name}/{self.path.stem}: {self.path}: found {found}, expected {expected}; "
-            "run `organseg prepare` again"
-        )
+        return _broken(self.path, found, expected)
+
+
+def _broken(path: Path, found: str, expected: str) -> IntegrityError:
+    case = f"{path.parent.name}/{path.stem}"
+    return IntegrityError(f"{case}: {path}: found {found}, expected {expected}; run `organseg prepare` again")
 
 
 def open_verified(path: Path) -> h5py.File:
-    """Open a case whose digest was checked; refuses links and storage that lead out of the file.
+    """Open a case whose digest was checked: whoever can write a cache can also make a right digest.
 
     Raises:
-        IntegrityError: If the file holds anything but the plain datasets of this layout.
+        IntegrityError: If the file is no HDF5, or holds anything but the plain datasets of this layout.
     """
-    file = h5py.File(path, "r", locking=False)
-    for name in file:
-        link = file.get(name, getlink=True)
-        dataset = file[name] if isinstance(link, h5py.HardLink) and name in _DATASETS else None
-        if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-            file.close()
-            raise IntegrityError(f"{path}: holds {name!r}, which no organseg case has; run `organseg prepare` again")
+    try:
+        file = h5py.File(path, "r", locking=False)
+        strange = sorted(name for name in file if name not in _DATASETS or not _is_plain(file, name))
+        missing = sorted(_DATASETS - {"source_label"} - set(file))
+    except _HDF5_ERRORS as error:
+        raise _broken(path, f"no HDF5 ({error!s:.80})", "a case") from error
+    if strange or missing:
+        file.close()
+        raise _broken(path, f"strange {strange} and missing {missing}", "the plain arrays of a case")
     return file
+
+
+def _is_plain(file: h5py.File, name: str) -> bool:
+    """An array of numbers in this file: no link or storage elsewhere, no foreign filter, no size that it cannot have."""
+    dataset = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
+    if (
+        not isinstance(dataset, h5py.Dataset)
+        or dataset.dtype.kind not in "iuf"
+        or dataset.is_virtual
+        or dataset.external
+    ):
+        return False
+    options = dataset.id.get_create_plist()
+    filters = [options.get_filter(i)[0] for i in range(options.get_nfilters())]
+    return filters in ([], [_FILTER]) and dataset.nbytes <= _MAX_RATIO * dataset.id.get_storage_size()
 
 
 class SliceReader:
@@ -254,7 +292,9 @@ class SliceReader:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON lists back to tuples."""
+    """JSON lists back to tuples, at any depth."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 

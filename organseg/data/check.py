@@ -3,12 +3,11 @@
 `prepare` goes through `examine` too, so that what `check` passes is exactly what is prepared.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +17,8 @@ from organseg.batch import IGNORE
 from organseg.data.manifest import CaseEntry, Manifest
 from organseg.errors import Fault, InputError
 from organseg.files import sha256_of
-from organseg.processes import end_with_parent
-from organseg.volumes import Volume, compare_geometry, read_image, read_label
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from organseg.processes import in_processes
+from organseg.volumes import Volume, compare_geometry, read_image, read_label, to_canonical, to_file
 
 
 @dataclass(frozen=True)
@@ -50,10 +46,19 @@ def examine(manifest: Manifest, case: CaseEntry) -> Examined:
     Raises:
         InputError: With every fault found, if one of them forbids the use.
     """
-    image, faults = _attempt(read_image, case.image, case=case.id, root=manifest.root, modality=manifest.modality)
+    options = {"case": case.id, "root": manifest.root, "affine_source": manifest.affine}
+    image, faults = _attempt(
+        read_image, case.image, **options, modality=manifest.modality, assume_affine=manifest.assume_affine
+    )
     label = None
     if case.label is not None:
-        label, more = _attempt(read_label, case.label, case=case.id, root=manifest.root)
+        # A label map without an affine, as BTCV's originals are, lies on its image's grid if it has that shape.
+        label, more = _attempt(read_label, case.label, **options, assume_affine=True)
+        if image is not None and label is not None and any(fault.field == "affine" for fault in more):
+            label = _on_the_grid_of(image, label)
+            found, expected = "no affine of its own", "the image's affine"
+            more = [fault for fault in more if fault.field != "affine"]
+            more.append(_fault(manifest, case, "affine", found, expected, "taken from its image", refused=False))
         faults += more
     if image is not None and label is not None:
         faults += compare_geometry(image, label, case=case.id, path=_relative(manifest, case))
@@ -68,6 +73,14 @@ def examine(manifest: Manifest, case: CaseEntry) -> Examined:
     faults += _implausible(manifest, case, image, stored)
     label_sha256 = sha256_of(case.label) if case.label else ""
     return Examined(image, stored, tuple(faults), sha256_of(case.image), label_sha256)
+
+
+def _on_the_grid_of(image: Volume, label: Volume) -> Volume:
+    """A label map whose axes were assumed, voxel for voxel on its image's grid; as it is where shapes differ."""
+    voxels, wanted = to_file(label.array, label.affine), to_file(image.array, image.affine)
+    if voxels.shape != wanted.shape:
+        return label
+    return Volume(np.ascontiguousarray(to_canonical(voxels, image.affine)), image.spacing, image.affine)
 
 
 def _attempt(
@@ -183,12 +196,3 @@ def check(manifest: Manifest, processes: int) -> Iterator[Finding]:
                 finding.dataset, finding.case, (*finding.faults, fault), finding.voxels, finding.image_sha256
             )
         yield finding
-
-
-def in_processes(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterable[Result]:
-    """Results of a picklable function over items, in order, from worker processes that die with this one."""
-    if processes <= 1 or len(items) <= 1:
-        yield from map(work, items)
-        return
-    with ProcessPoolExecutor(processes, initializer=end_with_parent) as pool:
-        yield from pool.map(work, items)

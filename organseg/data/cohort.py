@@ -5,6 +5,7 @@ A label in the cache has its data set's integers; a run has its own organs in it
 is hidden is 0 before any batch, loss or curriculum sees it.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,15 @@ class Cohort:
     train: tuple[CohortCase, ...]
     val: tuple[CohortCase, ...]
     test: tuple[CohortCase, ...]
+
+    @property
+    def content_hash(self) -> str:
+        """Of all cases' bytes, of what each may show, and of the split."""
+        parts = [
+            [(case.key, case.cached.digest, sorted(case.annotated)) for case in part]
+            for part in (self.train, self.val, self.test)
+        ]
+        return hashlib.sha256(json.dumps([self.organs, parts]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

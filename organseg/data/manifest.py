@@ -17,10 +17,11 @@ from organseg.batch import IGNORE
 from organseg.errors import UsageError
 from organseg.files import publish_text
 from organseg.strict_yaml import read_yaml
+from organseg.volumes import AffineSource
 
 MAX_BYTES = 64 << 20
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_KEYS = {"name", "modality", "labels", "annotated", "hide", "root", "cases"}
+_KEYS = {"name", "modality", "labels", "annotated", "hide", "root", "cases", "affine", "assume_affine"}
 _CASE_KEYS = {"id", "image", "label", "annotated", "hide", "patient"}
 
 
@@ -55,6 +56,8 @@ class Manifest:
         labels: Integer in the label files -> canonical organ.
         root: Folder that the paths in messages are relative to.
         cases: All cases, in the order of the file.
+        affine: Which affine of a NIfTI header counts where its two differ.
+        assume_affine: Take the axes of files without an affine as left, anterior, superior.
     """
 
     name: str
@@ -62,6 +65,8 @@ class Manifest:
     labels: dict[int, str]
     root: Path
     cases: tuple[CaseEntry, ...]
+    affine: AffineSource | None = None
+    assume_affine: bool = False
 
     @property
     def organs(self) -> tuple[str, ...]:
@@ -100,7 +105,7 @@ class _Parser:
 
     def manifest(self) -> Manifest:
         self.unknown_keys("top level", self.document, _KEYS)
-        name = str(self.document.get("name", ""))
+        name = _text(self.document.get("name"))
         if not _SAFE_ID.fullmatch(name):
             self.fault("name", f"found {name!r}, expected letters, digits, '.', '_', '-' (at most 100)")
         modality = str(self.document.get("modality"))
@@ -116,7 +121,12 @@ class _Parser:
             entries = []
         cases = [self.case(number, entry, default, hidden, organs) for number, entry in enumerate(entries)]
         self.clashes([case.id for case in cases])
-        return Manifest(name, modality, labels, self.root, tuple(cases))
+        affine, assume = self.document.get("affine"), self.document.get("assume_affine", False)
+        if affine not in (None, "sform", "qform"):
+            self.fault("affine", f"found {affine!r}, expected sform or qform")
+        if not isinstance(assume, bool):
+            self.fault("assume_affine", f"found {assume!r}, expected true or false")
+        return Manifest(name, modality, labels, self.root, tuple(cases), affine, assume is True)
 
     def labels(self) -> dict[int, str]:
         raw = self.document.get("labels")
@@ -141,7 +151,7 @@ class _Parser:
         if not isinstance(entry, dict):
             self.fault(f"cases[{number}]", f"found {entry!r:.40}, expected {{id: ..., image: ..., label: ...}}")
             entry = {}
-        name = str(entry.get("id", ""))
+        name = _text(entry.get("id"))
         where = f"case {name or number}"
         self.unknown_keys(where, entry, _CASE_KEYS)
         if not _SAFE_ID.fullmatch(name):
@@ -152,7 +162,9 @@ class _Parser:
         if annotated and label is None:
             self.fault(where, "annotated organs without a label file; give `label` or `annotated: []`")
         hidden = hidden | self.organs(where, entry.get("hide", []), organs)
-        patient = str(entry.get("patient", name))
+        patient = _text(entry.get("patient", name))
+        if not patient and name:
+            self.fault(where, f"patient: found {entry['patient']!r:.40}, expected a name")
         return CaseEntry(name, image, label, annotated - hidden, hidden, patient)
 
     def organ(self, where: str, name: Any) -> str:
@@ -175,10 +187,15 @@ class _Parser:
         if not isinstance(value, str) or not value:
             self.fault(where, f"{field}: found {value!r}, expected a path")
             return self.root
-        path = (self.root / value).resolve()
+        try:
+            path = (self.root / value).resolve()
+            exists = path.exists()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, links in a circle
+            self.fault(where, f"{field}: {value!r:.60} is no path ({error})")
+            return self.root
         if not path.is_relative_to(self.root):
             self.fault(where, f"{field}: {value!r} leaves the root {self.root}")
-        elif not path.exists():
+        elif not exists:
             self.fault(where, f"{field}: {value!r} does not exist below {self.root}")
         return path
 
@@ -193,6 +210,11 @@ class _Parser:
                 self.fault(f"case {name}", f"{count} cases have this id (upper and lower case are the same)")
 
 
+def _text(value: Any) -> str:
+    """A name, also where YAML took it for a number; "" for anything else."""
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write `dataset.yaml` atomically; organs annotated by default are left out of the cases."""
     default = frozenset(manifest.organs)
@@ -203,16 +225,23 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
             entry["label"] = str(case.label.relative_to(manifest.root))
             if case.annotated != default:
                 entry["annotated"] = sorted(case.annotated)
+        if case.hidden:
+            entry["hide"] = sorted(case.hidden)
         if case.patient != case.id:
             entry["patient"] = case.patient
         cases.append(entry)
-    head = {
+    head: dict[str, Any] = {
         "name": manifest.name,
         "modality": manifest.modality,
-        "root": str(manifest.root),
         "labels": dict(sorted(manifest.labels.items())),
         "annotated": list(manifest.organs),
     }
+    if manifest.affine:
+        head["affine"] = manifest.affine
+    if manifest.assume_affine:
+        head["assume_affine"] = True
+    if manifest.root != path.parent.resolve():
+        head["root"] = str(manifest.root)
     text = yaml.safe_dump(head, sort_keys=False) + "cases:\n"
     for entry in cases:
         text += "- " + yaml.safe_dump(entry, default_flow_style=True, width=10_000, sort_keys=False)

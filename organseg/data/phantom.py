@@ -5,25 +5,22 @@ one another, vary in size, pose and coverage; bowel loops with the pancreas's an
 what a voxel looks like does not say what it is, and where it lies does. Positions, sizes and HU follow DATA.md 1.
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from organseg.anatomy import SEVEN_ORGANS
 from organseg.data import phantom_body, phantom_organs
+from organseg.data.manifest import CaseEntry, Manifest, write_manifest
 from organseg.data.phantom_organs import PHANTOM_LABELS
 from organseg.data.phantom_patient import Patient, Shape, lay_canvas, sample_patient
 from organseg.data.phantom_shapes import Canvas, grain
 from organseg.errors import StorageError, UsageError
-from organseg.files import publish
+from organseg.processes import in_processes
 from organseg.volumes.nifti import write_image, write_label
 
 __all__ = ["PHANTOM_LABELS", "Phantom", "make_case", "write_cohort"]
@@ -118,28 +115,16 @@ def write_cohort(
         manifest.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written: {error.strerror or error}") from error
-    work = partial(_write_case, out, seed, shape)
-    if processes == 1:
-        _count(map(work, range(cases)), cases, progress)
-    else:
-        # spawn: a fork of a process in which torch or HDF5 run threads may hang
-        with ProcessPoolExecutor(min(processes, cases), mp_context=get_context("spawn")) as pool:
-            _count(pool.map(work, range(cases)), cases, progress)
-    document = {
-        "name": "phantom",
-        "modality": "CT",
-        "labels": PHANTOM_LABELS,
-        "annotated": list(SEVEN_ORGANS),  # also in a case without gallbladder: absent is a known fact
-        "cases": [
-            {"id": name, "image": f"img/{name}.nii.gz", "label": f"label/{name}.nii.gz"} for name in _names(cases)
-        ],
-    }
-    text = yaml.safe_dump(document, sort_keys=False, width=10_000)
-
-    def write(file: BinaryIO) -> None:
-        file.write(text.encode())
-
-    publish(manifest, write)
+    for number, _ in enumerate(in_processes(partial(_write_case, out, seed, shape), range(cases), processes), start=1):
+        if progress:
+            progress(number, cases)
+    root = out.resolve()
+    everything = frozenset(SEVEN_ORGANS)  # also in a case without gallbladder: absent is a known fact
+    entries = [
+        CaseEntry(name, root / f"img/{name}.nii.gz", root / f"label/{name}.nii.gz", everything, frozenset(), name)
+        for name in _names(cases)
+    ]
+    write_manifest(manifest, Manifest("phantom", "CT", dict(PHANTOM_LABELS), root, tuple(entries)))
     return manifest
 
 
@@ -150,12 +135,6 @@ def _check(seed: int, index: int, shape: Shape) -> None:
 
 def _names(cases: int) -> list[str]:
     return [f"phantom_{index:03d}" for index in range(cases)]
-
-
-def _count(done: Iterable[None], cases: int, progress: Callable[[int, int], None] | None) -> None:
-    for number, _ in enumerate(done, start=1):
-        if progress:
-            progress(number, cases)
 
 
 def _write_case(out: Path, seed: int, shape: Shape, index: int) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from organseg.data.cache import CachedCase, CaseArrays, CaseHeader, write_case
-from organseg.data.check import examine, in_processes
+from organseg.data.cache import CachedCase, CaseArrays, CaseHeader, NewerSchemaError, write_case
+from organseg.data.check import examine
 from organseg.data.cohort import write_index
 from organseg.data.manifest import CaseEntry, Manifest
 from organseg.errors import Fault, InputError, IntegrityError, StorageError
 from organseg.files import reap_stale, sha256_of
+from organseg.processes import in_processes
 from organseg.volumes import WorkingGrid, resample_image, resample_label, spacing_of, spacing_on
 
 
@@ -118,11 +119,16 @@ def _current(path: Path, manifest: Manifest, case: CaseEntry, grid: WorkingGrid)
     cached = CachedCase(path)
     try:
         header, digest = cached.header, cached.digest
-    except IntegrityError as error:
-        if "schema" in str(error):
-            raise
+    except NewerSchemaError:
+        raise
+    except IntegrityError:
         return ""
-    sources = (sha256_of(case.image), sha256_of(case.label) if case.label else "")
+    try:
+        if not all(source.is_file() for source in (case.image, case.label) if source):
+            return ""  # a FIFO would be waited for
+        sources = (sha256_of(case.image), sha256_of(case.label) if case.label else "")
+    except OSError:
+        return ""  # what is wrong with it is told on reading
     identity = _identity(manifest, case, grid)
     same = all(getattr(header, name) == value for name, value in identity.items())
     return digest if same and sources == (header.image_sha256, header.label_sha256) else ""

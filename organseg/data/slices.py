@@ -80,6 +80,11 @@ class SliceDataModule(L.LightningDataModule):
             return None
         return fit_normalisation((case.cached.arrays().image for case in self.cohort.train), self.window_hu)
 
+    @property
+    def content_hash(self) -> str:
+        """Of everything that training and test may see: changes with any voxel, annotation or split."""
+        return self.cohort.content_hash
+
     def case_keys(self, stage: str) -> tuple[str, ...]:
         """Keys of the whole cases of a stage, in the order of their numbers."""
         return tuple(case.key for case in self._cases(stage))
@@ -172,17 +177,18 @@ class SliceSamples(Dataset[dict[str, Any]]):
         self.spacings = [case.cached.header.spacing for case in cases]
         shared = preprocessing.normalisation
         self.normalisations = [shared or preprocessing.normalisation_of(case.cached.arrays().image) for case in cases]
-        self.transform = augmentation.compose() if augmentation else None
+        floors = {normalisation.floor for normalisation in self.normalisations}
+        self.transforms = {floor: augmentation.compose(floor) for floor in floors} if augmentation else {}
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         draw = self.plan.draw(*key)
         image, label = self.reader.read(draw.case, draw.z)
         normalisation = self.normalisations[draw.case]
-        unit, label, after = normalisation.unit(image), self.lookups[draw.case][label], np.eye(3)
-        if self.transform:
-            unit, label, after = self.transform(unit, label, draw.rng)
+        image, label, after = normalisation(image), self.lookups[draw.case][label], np.eye(3)
+        if self.transforms:
+            image, label, after = self.transforms[normalisation.floor](image, label, draw.rng)
         return {
-            "image": normalisation.from_unit(unit)[None],
+            "image": image[None],
             "label": label,
             "annotated": self.known[draw.case],
             "case": self.keys[draw.case],

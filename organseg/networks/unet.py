@@ -5,6 +5,7 @@ and the output cropped back. Legend: B cases, C channels, *S spatial axes.
 """
 
 from itertools import pairwise
+from math import gcd
 from typing import Literal
 
 import torch
@@ -27,7 +28,7 @@ _NORM: dict[tuple[str, int], type[nn.Module]] = {
 def make_norm(norm: Norm, channels: int, dims: int) -> nn.Module:
     """A normalisation layer with learned scale and shift."""
     if norm == "group":
-        return nn.GroupNorm(min(8, channels), channels)
+        return nn.GroupNorm(gcd(8, channels), channels)
     return _NORM[norm, dims](channels, affine=True)
 
 

@@ -1,6 +1,6 @@
 """Curves of the training and box plots of the test, as matplotlib figures (DESIGN.md 4: `report`).
 
-Figures are built with matplotlib's objects, never pyplot: nothing is kept between two reports, and no display is needed.
+Figures are built with matplotlib's objects, never pyplot: nothing stays between two reports, and no display is needed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -93,18 +93,24 @@ def draw_curves(curves: Curves) -> Figure | None:
 
 
 def smoothed(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Mean over `window` neighbours (odd), over fewer at both ends."""
-    ones = np.ones(window)
-    sums, counts = np.convolve(values, ones), np.convolve(np.ones(len(values)), ones)
-    half = window // 2
-    mean: NDArray[np.float64] = (sums / counts)[half : half + len(values)]
+    """Mean over `window` neighbours (odd); towards both ends over fewer, as many on either side."""
+    place = np.arange(len(values))
+    half = np.minimum(window // 2, np.minimum(place, place[::-1]))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    mean: NDArray[np.float64] = (sums[place + half + 1] - sums[place - half]) / (2 * half + 1)
     return mean
 
 
 def _draw_loss(axes: Axes, steps: NDArray[np.int64], values: NDArray[np.float64]) -> None:
     window = 2 * (len(values) // 40) + 1
     axes.plot(
-        steps, values, color=_BLUE, alpha=0.35 if window > 1 else 1.0, linewidth=1, label="as logged", **_dots(steps)
+        steps,
+        values,
+        color=_BLUE,
+        alpha=0.35 if window > 1 else 1.0,
+        linewidth=1,
+        label="as logged",
+        marker=_dot(steps),
     )
     if window > 1:
         axes.plot(steps, smoothed(values, window), color=_BLUE, linewidth=2, label=f"mean of {window} values")
@@ -116,10 +122,12 @@ def _draw_validation(axes: Axes, curves: Curves) -> None:
     for name, (steps, values) in curves.items():
         if name.startswith("val/dsc/"):
             organ = name.removeprefix("val/dsc/")
-            axes.plot(steps, values, color=colour_of(organ), linewidth=1.4, label=organ_title(organ), **_dots(steps))
+            axes.plot(
+                steps, values, color=colour_of(organ), linewidth=1.4, label=organ_title(organ), marker=_dot(steps)
+            )
     if "val/dsc" in curves:
         steps, values = curves["val/dsc"]
-        axes.plot(steps, values, color="black", linewidth=2.4, label="mean of organs", **_dots(steps))
+        axes.plot(steps, values, color="black", linewidth=2.4, label="mean of organs", marker=_dot(steps))
     axes.set_ylim(-0.02, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_title("validation DSC (on the working grid)", fontsize=10)
@@ -128,7 +136,7 @@ def _draw_validation(axes: Axes, curves: Curves) -> None:
 
 def _draw_rates(axes: Axes, rates: Curves) -> None:
     for name, (steps, values) in rates.items():
-        axes.plot(steps, values, linewidth=1.6, label=shown(name), **_dots(steps))
+        axes.plot(steps, values, linewidth=1.6, label=shown(name), marker=_dot(steps))
     if all((values > 0).all() for _, values in rates.values()):
         axes.set_yscale("log")
     axes.set_title("learning rate", fontsize=10)
@@ -137,22 +145,22 @@ def _draw_rates(axes: Axes, rates: Curves) -> None:
 
 def _draw_pace(axes: Axes, curves: Curves) -> None:
     steps, values = curves["pace/slices_per_s"]
-    axes.plot(steps, values, color=_BLUE, linewidth=1.4, **_dots(steps))
+    axes.plot(steps, values, color=_BLUE, linewidth=1.4, marker=_dot(steps))
     axes.set_ylim(bottom=0)
     axes.set_ylabel("slices / s", color=_BLUE)
     axes.set_title("pace", fontsize=10)
     if "pace/data_wait" in curves:
         waits = axes.twinx()
         steps, values = curves["pace/data_wait"]
-        waits.plot(steps, values, color=_ORANGE, linewidth=1.4, **_dots(steps))
+        waits.plot(steps, values, color=_ORANGE, linewidth=1.4, marker=_dot(steps))
         waits.set_ylim(0, 1)
         waits.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         waits.set_ylabel("time spent waiting for data", color=_ORANGE)
 
 
-def _dots(steps: NDArray[np.int64]) -> dict[str, str]:
+def _dot(steps: NDArray[np.int64]) -> str:
     """Marks on the values where they are few: a line through one value is invisible."""
-    return {"marker": "."} if len(steps) <= 30 else {}
+    return "." if len(steps) <= 30 else ""
 
 
 def draw_organs(rows: Sequence[CaseRow]) -> Figure | None:
@@ -169,6 +177,7 @@ def draw_organs(rows: Sequence[CaseRow]) -> Figure | None:
     axes = figure.subplots()
     for height, organ in enumerate(organs):
         _draw_organ(axes, height, [row for row in known if row.organ == organ])
+    axes.text(1.05, -0.62, "mean ± std", fontsize=9, color=_GREY)
     axes.set_yticks(range(len(organs)), [organ_title(organ) for organ in organs])
     axes.set_ylim(len(organs) - 0.5, -0.5)
     axes.set_xlim(-0.03, 1.03)
@@ -185,7 +194,7 @@ def _draw_organ(axes: Axes, height: int, rows: Sequence[CaseRow]) -> None:
     box = axes.boxplot(
         [values], positions=[height], orientation="horizontal", widths=0.62, showfliers=False, showmeans=True,
         patch_artist=True, medianprops={"color": "black"}, zorder=1,
-        meanprops={"marker": "D", "markersize": 6, "markerfacecolor": "white", "markeredgecolor": "black", "zorder": 4},
+        meanprops={"marker": "D", "markersize": 7, "markerfacecolor": "none", "markeredgecolor": "black", "zorder": 4},
     )  # fmt: skip
     box["boxes"][0].set_facecolor((*colour, 0.35))
     for number, row in enumerate(rows):
@@ -193,8 +202,8 @@ def _draw_organ(axes: Axes, height: int, rows: Sequence[CaseRow]) -> None:
         offset = 0.44 * ((number * _GOLDEN) % 1 - 0.5)
         marker, _ = _MARKERS[row.score.outcome]
         axes.scatter(
-            row.score.dsc, height + offset, s=_MARKER_SIZE, marker=marker, color=colour, edgecolors="black", linewidths=0.6,
-            zorder=3, clip_on=False,
+            row.score.dsc, height + offset, s=_MARKER_SIZE, marker=marker, color=colour, edgecolors="black",
+            linewidths=0.6, zorder=3, clip_on=False,
         )  # fmt: skip
     spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     axes.text(1.05, height, f"{100 * np.mean(values):.1f}{spread} %  (n = {len(values)})", va="center", fontsize=9)

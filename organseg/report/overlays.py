@@ -14,8 +14,8 @@ from organseg.metrics import CaseRow
 from organseg.report.figures import colour_of, new_figure, organ_title, shown
 from organseg.report.views import ScoredCase, View, content_box, views_of
 
-_WIDTH, _SIDE, _FILL = 12.0, 0.5, 0.45
-_PADDING_MM = 6.0
+_WIDTH, _SIDE, _FILL = 12.0, 0.85, 0.45
+_PADDING_MM = 10.0
 _IGNORED = (0.55, 0.55, 0.55)
 _OUTLINE = [withStroke(linewidth=2, foreground="black")]
 _EMPTY = {"missed": ", missed", "false_positive": ", false positive", "both_empty": ", rightly absent"}
@@ -36,7 +36,9 @@ def draw_overlay(case: ScoredCase, role: str, rows: Sequence[CaseRow]) -> Figure
     left, right = min(crop[2] for crop in crops), max(crop[3] for crop in crops)
     heights = [bottom - top for top, bottom, *_ in crops]
     panel = (_WIDTH - _SIDE) / 3
-    legend = 0.5 + 0.2 * -(-(len(rows) + 1) // 4)
+    handles = _legend(case, rows)
+    columns = 4 if max(len(str(handle.get_label())) for handle in handles) < 32 else 3
+    legend = 0.5 + 0.2 * -(-len(handles) // columns)
     figure = new_figure(_WIDTH, sum(heights) * panel / (right - left) + 0.6 + legend)
     grid = figure.subplots(len(views), 3, squeeze=False, gridspec_kw={"height_ratios": heights})
     for line, view, (top, bottom, *_) in zip(grid, views, crops, strict=True):
@@ -50,7 +52,7 @@ def draw_overlay(case: ScoredCase, role: str, rows: Sequence[CaseRow]) -> Figure
         axes.set_title(title, fontsize=10)
     known = [row.score.dsc for row in rows if row.score.outcome != "unknown"]
     figure.suptitle(f"{role} case: {shown(case.key)}, mean DSC {100 * np.mean(known):.1f} %", fontsize=13)
-    figure.legend(handles=_legend(case, rows), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     return figure
 
 
@@ -81,18 +83,20 @@ def _draw_view(line: Sequence[Axes], view: View, window: tuple[float, float], or
         axes.set_aspect("equal")
         axes.set_xticks([])
         axes.set_yticks([])
-        for place, letter in (
-            ((0.02, 0.5), "R"),
-            ((0.98, 0.5), "L"),
-            ((0.5, 0.98), view.top),
-            ((0.5, 0.02), _BELOW[view.top]),
-        ):
-            align = {0.02: "left", 0.98: "right"}.get(place[0], "center")
-            axes.text(*place, letter, transform=axes.transAxes, color="white", fontsize=9, ha=align,
-                      va={0.02: "bottom", 0.98: "top"}.get(place[1], "center"), path_effects=_OUTLINE)  # fmt: skip
+        _letters(axes, view.top)
     truth = (view.label > 0) & (view.label != IGNORE)
     for value in np.unique(view.label[truth]):
         _outline(line[2], view.label == value, view.pixel_mm, (1.0, 1.0, 1.0), 0.7)
+
+
+def _letters(axes: Axes, top: str) -> None:
+    """The patient's right and left, and where up and down are."""
+    places = (("R", 0.02, 0.5, "left", "center"), ("L", 0.98, 0.5, "right", "center"),
+              (top, 0.5, 0.98, "center", "top"), (_BELOW[top], 0.5, 0.02, "center", "bottom"))  # fmt: skip
+    for letter, x, y, across, down in places:
+        axes.text(
+            x, y, letter, ha=across, va=down, transform=axes.transAxes, color="white", fontsize=9, path_effects=_OUTLINE
+        )
 
 
 def fill(values: NDArray[np.uint8], colours: NDArray[np.float64]) -> NDArray[np.float64]:

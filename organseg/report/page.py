@@ -21,7 +21,7 @@ h1 { font-size: 1.6rem; margin-bottom: 0.2rem; } h2 { font-size: 1.15rem; margin
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
 th, td { padding: 0.2rem 0.7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; } .options td { text-align: left; }
-tr.overall td { font-weight: 600; border-top: 2px solid #1a1a1a; }
+.summary tr:last-child td { font-weight: 600; border-top: 2px solid #1a1a1a; }
 .swatch { display: inline-block; width: 0.8em; height: 0.8em; margin-right: 0.5em; border: 1px solid #555; }
 .wide { overflow-x: auto; } .conventions { color: #555; font-size: 0.85rem; white-space: pre-line; }
 .note { background: #fff6e0; border-left: 4px solid #e0a020; padding: 0.5rem 1rem; overflow-wrap: anywhere; }
@@ -80,7 +80,8 @@ def render_page(
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(name)}: organseg report</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{escape(name)}: organseg report</title>\n<style>{_STYLE}</style>\n"
+        f"</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
@@ -148,7 +149,7 @@ def _summary_table(lines: Sequence[OrganSummary]) -> str:
                 *map(str, counts),
             )
         )
-    return _table(_COLUMNS, cells, "summary", last_is_overall=True)
+    return _table(_COLUMNS, cells, "summary")
 
 
 def _case_table(rows: Sequence[CaseRow], organs: Sequence[str]) -> str:
@@ -176,15 +177,10 @@ def _case_table(rows: Sequence[CaseRow], organs: Sequence[str]) -> str:
     return _table(("case", "mean", *(organ.replace("_", " ") for organ in organs)), cells, "cases")
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]], kind: str, *, last_is_overall: bool = False) -> str:
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]], kind: str) -> str:
     """A table; `head` is text, the cells of `lines` are HTML."""
     top = "".join(f"<th>{escape(text)}</th>" for text in head)
-    rows = [
-        f"<tr{' class="overall"' if last_is_overall and line is lines[-1] else ''}>"
-        + "".join(f"<td>{cell}</td>" for cell in line)
-        + "</tr>"
-        for line in lines
-    ]
+    rows = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines]
     thead = f"<thead><tr>{top}</tr></thead>" if head else ""
     return f'<div class="wide"><table class="{kind}">{thead}<tbody>{"".join(rows)}</tbody></table></div>'
 

@@ -1,7 +1,7 @@
 """Which cases of a test to look at, and which of their slices, each ready to be drawn the radiological way.
 
-Arrays of a case are [Z, Y, X] in LPS (METHOD.md 0): an axial slice is shown as it lies in memory (patient's right on the
-picture's left, front on top), a coronal one upside down, since z grows to superior and rows are drawn downwards.
+Arrays of a case are [Z, Y, X] in LPS (METHOD.md 0): an axial slice is shown as it lies in memory (patient's right on
+the picture's left, front on top), a coronal one upside down, since z grows to superior and rows are drawn downwards.
 """
 
 from collections import defaultdict
@@ -117,14 +117,16 @@ def load_case(case_file: Path, predictions: Path, organs: Sequence[str]) -> Scor
 
 
 def views_of(case: ScoredCase) -> list[View]:
-    """The axial slice with most organs, the one with most errors where it is another, and a coronal slice."""
+    """The axial slice with most organs, the one with most errors if it is another, and a coronal slice."""
     counts = organ_counts(case.label, len(case.known)).astype(np.int64)
     voxels = counts.sum(axis=1)
     fullest = int(np.argmax((counts > 0).sum(axis=1) * (voxels.max() + 1) + voxels))
     wrong = np.array([disagreement(case, z) for z in range(len(case.label))])
     worst = int(wrong.argmax())
     most = f"largest disagreement\n({wrong[worst]} voxels)"
-    if fullest == worst:
+    if not wrong[worst]:
+        axial = [_axial(case, fullest, "most organs")]
+    elif fullest == worst:
         axial = [_axial(case, fullest, f"most organs, and\n{most}")]
     else:
         axial = [_axial(case, fullest, "most organs"), _axial(case, worst, most)]
@@ -185,8 +187,10 @@ def _coronal(case: ScoredCase) -> View:
 
 
 def content_box(view: View, window: tuple[float, float]) -> tuple[slice, slice]:
-    """Rows and columns that hold the body and every label: the largest piece that is not black, without air and table."""
-    bright = view.image > window[0] + 0.05 * (window[1] - window[0])
+    """Rows and columns of the body (the largest piece that is not black, so without the table) and of every label."""
+    # Some data sets come with air clipped to a value inside the window.
+    air = max(window[0], float(view.image.min()))
+    bright = view.image > air + 0.05 * (window[1] - window[0])
     pieces, count = ndimage.label(bright)
     keep = (view.label > 0) | (view.preds > 0)
     if count:

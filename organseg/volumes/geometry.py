@@ -71,7 +71,7 @@ def choose_affine(
             "affine",
             "sform_code 0 and qform_code 0",
             "one of them above 0",
-            "convert the scan anew, or pass --assume-affine if its axes are left, anterior, superior",
+            "convert it anew, or say assume_affine (dataset.yaml, predict) if its axes are left, anterior, superior",
         )
     return affine if affine is not None and _usable(affine, zooms, findings) else None
 
@@ -98,7 +98,7 @@ def _set_affine(
                 "affine",
                 f"sform and qform that differ by {millimetres:.3g} mm and {degrees:.3g} degrees",
                 f"at most {_MAX_MM:g} mm and {_MAX_DEGREES:g} degree",
-                "check which one lies right and pass --affine sform or --affine qform",
+                "check which one lies right and say affine: sform or qform (dataset.yaml, predict)",
             )
     return qform if chosen == "qform" else sform
 
@@ -112,7 +112,7 @@ def _qform(header: RawHeader, findings: Findings) -> np.ndarray | None:
             return np.asarray(header.get_qform(coded=False), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
         findings.refuse(
-            "qform", f"no rotation ({error})", "a unit quaternion, qfac 1 or -1", "pass --affine sform if that is right"
+            "qform", f"no rotation ({error})", "a unit quaternion, qfac 1 or -1", "say affine: sform if that is right"
         )
         return None
 

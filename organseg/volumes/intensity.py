@@ -27,18 +27,10 @@ class Normalisation:
         clipped *= np.float32(1 / self.std)
         return clipped
 
-    def unit(self, image: NDArray[Any]) -> NDArray[np.float32]:
-        """Any shape and type -> float32 in 0..1 over the window, where intensity augmentation works."""
-        low, high = self.window
-        scaled: NDArray[np.float32] = np.clip(image, low, high).astype(np.float32)
-        scaled -= np.float32(low)
-        scaled *= np.float32(1 / (high - low))
-        return scaled
-
-    def from_unit(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """0..1 over the window -> normalised."""
-        low, high = self.window
-        return image * np.float32((high - low) / self.std) + np.float32((low - self.mean) / self.std)
+    @property
+    def floor(self) -> float:
+        """What air becomes: the lowest normalised value."""
+        return (self.window[0] - self.mean) / self.std
 
 
 def fit_normalisation(images: Iterable[NDArray[Any]], window: tuple[float, float]) -> Normalisation:

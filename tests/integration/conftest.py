@@ -10,8 +10,8 @@ from toy import organseg
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with phantoms of two seeds, and a cache that holds them as the data sets `phantom` and `btcv`."""
     folder = tmp_path_factory.mktemp("toy")
-    organseg("phantom", "--cases", 6, "--shape", 16, 32, 32, "--out", folder / "phantoms", "--processes", 1)
-    organseg("phantom", "--cases", 5, "--seed", 1, "--shape", 16, 32, 32, "--out", folder / "btcv", "--processes", 1)
+    organseg("phantom", "--cases", 6, "--shape", 24, 32, 32, "--out", folder / "phantoms", "--processes", 1)
+    organseg("phantom", "--cases", 5, "--seed", 1, "--shape", 24, 32, 32, "--out", folder / "btcv", "--processes", 1)
     renamed = folder / "btcv" / "dataset.yaml"
     renamed.write_text(renamed.read_text().replace("name: phantom", "name: btcv"))
     manifests = (folder / "phantoms" / "dataset.yaml", renamed)

@@ -1,4 +1,4 @@
-"""Two gloo ranks and one process: the same global batches, the same loss, every case once (METHOD.md 1.2, FAULTS.md 6)."""
+"""Two gloo ranks and one process: the same global batches, the same loss, every case once."""
 
 import csv
 from pathlib import Path

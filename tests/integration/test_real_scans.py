@@ -1,4 +1,4 @@
-"""Real scans (ORGANSEG_TEST_DATA): import, check, prepare, and a prediction that does not care how a file is oriented."""
+"""Real scans (ORGANSEG_TEST_DATA): import, check, prepare, and a prediction that a file's orientation cannot change."""
 
 import os
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_same_labels_at_the_same_positions_in_other_orientations(checkpoint: Pat
         other = nibabel.load(tmp_path / "out" / f"{name}.nii.gz")
         assert other.shape == image.shape
         assert np.array_equal(other.affine, image.affine)
-        # Each corner-to-corner index of the other file lies at a world position; there the reference has the same label.
+        # Each voxel of the other file lies at a world position, and there the reference has the same label.
         index = np.stack(np.meshgrid(*map(np.arange, other.shape), indexing="ij"), axis=-1).reshape(-1, 3)
         world = nibabel.affines.apply_affine(other.affine, index)
         there = nibabel.affines.apply_affine(np.linalg.inv(reference.affine), world)

@@ -128,3 +128,18 @@ def test_wrong_usage_is_one_line_and_no_traceback(
     assert done.returncode in (2, 4)
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_is_not_tested_on_patients_that_it_was_trained_on(finished: tuple[Path, list[object]]) -> None:
+    config, last = finished[0] / "config.yaml", finished[0] / "checkpoints" / "last.ckpt"
+    done = organseg("test", "--config", config, "--ckpt_path", last, "--data.init_args.fold=1", check=4)
+    assert "data.fold: trained with 0, asked for 1" in done.stderr
+
+
+def test_changed_data_are_another_run(finished: tuple[Path, list[object]], toy: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "dataset.yaml"
+    manifest = (toy / "phantoms" / "dataset.yaml").read_text()
+    changed.write_text(f"root: {toy / 'phantoms'}\nhide: [stomach]\n{manifest}")
+    organseg("prepare", changed, "--out", tmp_path / "cache", "--processes", 1)
+    done = organseg(*finished[1], "--data.init_args.cache", tmp_path / "cache", check=4)
+    assert "data content" in done.stderr

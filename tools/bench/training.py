@@ -1,7 +1,8 @@
 """The training loop against the bare step, in one process: what data, augmentation, logging and saving cost.
 
-Usage: python tools/bench/training.py [--size 128] [--batch 16] [--steps 40]. Protocol S's network on a phantom cohort that
-is made in a temporary folder. Prints slices/s of: the step in fp32, the step in bf16 with channels_last, the whole loop.
+Usage: python tools/bench/training.py [--size 128] [--batch 16] [--steps 40]. Protocol S's network on a phantom cohort
+that is made in a temporary folder. Prints slices/s of the step in fp32, the step in bf16 with channels_last, and the
+whole loop.
 """
 
 import argparse

@@ -1,0 +1,81 @@
+import re
+from dataclasses import replace
+
+from organseg.metrics import conventions, write_case_table
+from organseg.metrics.evaluate import UNKNOWN, OrganScore
+from organseg.metrics.summary import CaseRow
+from organseg.report import write_report
+from organseg.report.page import Picture, key_options, render_page
+
+HOSTILE = "<script>alert(1)</script>\"'&"
+FOUND = OrganScore("found", 0.8, 9.0, 5.0, 1.0, 0.7, 1.0, 1.0)
+
+
+def page_of(run) -> str:
+    return (run.path / "report" / "index.html").read_text()
+
+
+def test_nothing_is_loaded_from_anywhere(reported):
+    html = re.sub(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', "", page_of(reported))
+    for word in ("<script", "src=", "href", "url(", "@import", "//", "<iframe", "<link", "<object"):
+        assert word not in html
+    assert "default-src 'none'" in html
+
+
+def test_whatever_comes_from_files_is_text():
+    rows = [CaseRow(HOSTILE, HOSTILE, FOUND, 1.0)]
+    config = {"seed": HOSTILE, "data": {"init_args": {"datasets": [HOSTILE], "label_share": HOSTILE}},
+              "model": {"class_path": HOSTILE, "init_args": {HOSTILE: HOSTILE}}}  # fmt: skip
+    html = render_page(HOSTILE, config, rows, [Picture("a.png", HOSTILE, b"x")], [HOSTILE])
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(1)") >= 10
+    assert "\"'&" not in html
+
+
+def test_a_hostile_case_of_a_table_is_text_in_the_page_of_a_run(run, capsys):
+    write_case_table(run.path / "test" / "cases.csv", [replace(row, case=HOSTILE + "$") for row in run.rows[:4]])
+    html = write_report(run.path).read_text()
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert "no overlay of median" in capsys.readouterr().err
+
+
+def test_the_summary_has_counts_and_conventions():
+    rows = [
+        CaseRow("a", "liver", FOUND, 1.0),
+        CaseRow("b", "liver", replace(FOUND, dsc=0.6), 1.0),
+        CaseRow("a", "left_kidney", replace(FOUND, outcome="missed", dsc=0.0), 50.0),
+        CaseRow("b", "left_kidney", UNKNOWN, 1.0),
+    ]
+    html = render_page("run", {}, rows, [], [])
+    lines = [re.sub(r"<[^>]+>", "|", line) for line in re.findall(r"<tr>(.*?)</tr>", html)]
+    cells = {line.strip("|").split("|")[0]: [cell for cell in line.split("|") if cell] for line in lines}
+    assert cells["liver"][1:] == ["2", "70.0", "14.1", "70.0", "70.0", "5.0", "1.0", "0", "0", "0", "0"]
+    assert cells["left kidney"][1:] == ["1", "0.0", "&ndash;", "0.0", "70.0", "50.0", "50.0", "1", "0", "0", "1"]
+    assert cells["mean of organs"][2] == "35.0"
+    assert cells["a"][1:] == ["40.0", "80.0", "0.0 ", " missed"]
+    assert cells["b"][1:] == ["60.0", "60.0", "&ndash;"]
+    assert html.index(">a<") < html.index(">b<"), "the worst case first"
+    for line in conventions().splitlines():
+        assert line.replace("'", "&#x27;") in html
+
+
+def test_key_options_tell_what_was_run(reported):
+    html = page_of(reported)
+    for cell in ("toy_30", "0.3", "0 (of 5, counted from 0)", "PartialLabelModule", "UNet (width 16, depth 5)", "2700",
+                 "liver, left_kidney, right_kidney, spleen"):  # fmt: skip
+        assert f">{cell}<" in html
+
+
+def test_a_config_without_them_is_no_fault():
+    assert key_options({"data": None, "model": "x"}, []) == [
+        ("organs", "all of the data sets"),
+        ("data sets", "all in the cache"),
+    ]
+
+
+def test_notes_and_pictures_are_shown():
+    html = render_page("run", {}, [], [Picture("curves.png", "Training", b"png")], ["run `organseg test`"])
+    assert '<p class="note">run `organseg test`</p>' in html
+    assert 'src="data:image/png;base64,cG5n"' in html
+    assert "<h2>Test</h2>" not in html
