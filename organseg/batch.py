@@ -4,13 +4,17 @@ Dimension legend, used in `losses.py`, `networks/` and here: B cases or slices, 
 axes (H, W in 2D; D, H, W in 3D; rows are y, columns x, depth z, all LPS: indices grow to posterior, left, superior).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor  # its import takes seconds, and `check` and `prepare` need only IGNORE
 
 IGNORE = 255
 """Label value of voxels whose truth is unknown for every organ, also for annotated ones (METHOD.md 1.2)."""

@@ -56,7 +56,7 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
-        value: float = super().construct_yaml_float(node)  # type: ignore[no-untyped-call]
+        value: float = super().construct_yaml_float(node)
         if not math.isfinite(value):
             raise yaml.MarkedYAMLError(problem="a number must be finite", problem_mark=node.start_mark)
         return value

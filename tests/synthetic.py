@@ -99,6 +99,6 @@ def write_label_map(path: Path, label: np.ndarray, affine: np.ndarray = AFFINE) 
 
 def make_cache(dataset: Path, cache: Path, grid: WorkingGrid | None = None) -> Path:
     """Prepare a data set in this process; returns the cache."""
-    refused = [case for case in prepare(load_manifest(dataset), cache, grid or WorkingGrid(), 1) if case.faults]
+    refused = [case for case in prepare(load_manifest(dataset), cache, grid or WorkingGrid(), 1) if not case.digest]
     assert not refused, refused
     return cache

@@ -1,4 +1,4 @@
-"""METHOD.md 1.1 to 1.4: sigmoid(log 3) = 3/4, sigmoid(-log 3) = 1/4 and sigmoid(0) = 1/2 make all numbers exact by hand."""
+"""METHOD.md 1.1 to 1.4; sigmoid(log 3) = 3/4, sigmoid(-log 3) = 1/4 and sigmoid(0) = 1/2 are exact by hand."""
 
 import subprocess
 import sys
@@ -28,7 +28,8 @@ def tensors(logits, label, annotated):
     )
 
 
-# Probabilities 3/4 1/2 1/4 1/2 for organ 1, whose truth is 1 1 0 0; 1/2 1/2 3/4 1/4 for organ 2, whose truth is 0 0 1 0.
+# Probabilities 3/4 1/2 1/4 1/2 for organ 1, whose truth is 1 1 0 0;
+# 1/2 1/2 3/4 1/4 for organ 2, whose truth is 0 0 1 0.
 FULL = ([[L3, 0, -L3, 0], [0, 0, L3, -L3]], [1, 1, 2, 0], [True, True])
 
 
@@ -56,7 +57,8 @@ def test_dice_weight_is_a_factor():
     assert at[1] > at[0]
 
 
-# Organ 2 is not annotated, the last voxel is ignored. Known: organ 1 in voxels 0 1 2, organ 2 in 0 and 1, where organ 1 is.
+# Organ 2 is not annotated, the last voxel is ignored.
+# Known: organ 1 in voxels 0 1 2, organ 2 in 0 and 1, where organ 1 is.
 PARTIAL = ([[L3, 0, -L3, 99], [0, -L3, 5, -7]], [1, 1, 0, 255], [True, False])
 
 
@@ -84,7 +86,8 @@ def test_balance_organ_leaves_out_an_organ_that_is_known_nowhere():
 
 def test_dice_only_over_organs_with_a_known_positive():
     loss = partial_label_loss(*tensors(*PARTIAL), dice=1) - partial_label_loss(*tensors(*PARTIAL), dice=0)
-    # Organ 1: positives 2, overlap 5/4, squares 9/16 + 1/4 + 1/16 = 7/8: 1 - 3.5 / 3.875. Organ 2: known, never positive.
+    # Organ 1: positives 2, overlap 5/4, squares 9/16 + 1/4 + 1/16 = 7/8: 1 - 3.5 / 3.875.
+    # Organ 2: known, never positive.
     assert loss.item() == pytest.approx(1 - 3.5 / 3.875)
 
 

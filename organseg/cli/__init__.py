@@ -1,6 +1,7 @@
 """The command line, the only place that knows every room. Heavy imports wait for a command."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,7 @@ def run(argv: Sequence[str]) -> int:
         from organseg.cli import commands
 
         result: int = getattr(commands, f"{command}_command")(arguments)
+        sys.stdout.flush()
         return result
     except OrgansegError as error:
         if debug:
@@ -43,6 +45,8 @@ def run(argv: Sequence[str]) -> int:
         print(f"organseg: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
+        # Nobody reads on; without this the interpreter would fail once more while it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 

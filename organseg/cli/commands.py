@@ -4,6 +4,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import TypeVar
 
@@ -99,7 +100,10 @@ def _matrix(manifest: Manifest, counts: dict[str, tuple[int, ...]]) -> None:
         table.add_row(case.id, *cells)
     totals = [str(sum(organ in case.annotated for case in manifest.cases)) for organ in manifest.organs]
     table.add_row("annotated in", *totals)
-    Console(width=max(80, 22 + 13 * len(manifest.organs)) if not sys.stdout.isatty() else None).print(table)
+    console = Console(width=max(80, 22 + 13 * len(manifest.organs)) if not sys.stdout.isatty() else None)
+    with console.capture() as text:
+        console.print(table)
+    print(text.get(), end="")  # rich itself would exit with 1 where nobody reads on
 
 
 def _show(faults: Iterable[Fault]) -> None:
@@ -112,8 +116,8 @@ def prepare_command(arguments: Namespace) -> int:
     from organseg.data.prepare import prepare
     from organseg.volumes import WorkingGrid
 
-    if (arguments.size is not None and arguments.size < 1) or (arguments.spacing and min(arguments.spacing) <= 0):
-        raise UsageError("--size and --spacing must be above 0")
+    if (arguments.size is not None and arguments.size < 1) or not all(0 < mm < inf for mm in arguments.spacing or ()):
+        raise UsageError("--size and --spacing must be numbers above 0")
     grid = WorkingGrid(arguments.size, tuple(arguments.spacing) if arguments.spacing else None)
     refused = 0
     for manifest in _manifests(arguments.datasets):

@@ -66,10 +66,9 @@ class _Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise instead of printing the usage."""
-        while ex is not None:
-            if isinstance(ex, OrgansegError):
-                raise ex
-            ex = ex.__cause__ or ex.__context__  # type: ignore[assignment]
+        known = _known_cause(ex)
+        if known:
+            raise known
         raise UsageError(" ".join(message.split()) + self._nearest(message))
 
     def _nearest(self, message: str) -> str:
@@ -211,7 +210,19 @@ def run_lightning(argv: Sequence[str]) -> int:
         # A child of Lightning's own launcher that exits otherwise has its siblings killed before they saved.
         launched = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
         return 0 if launched else stop.exit_code
+    except Exception as error:
+        known = _known_cause(error)
+        if known:
+            raise known from None
+        raise
     return 0
+
+
+def _known_cause(error: BaseException | None) -> OrgansegError | None:
+    """The error of ours inside those that the parser wrapped around it."""
+    while error is not None and not isinstance(error, OrgansegError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _take_trusted(argv: Sequence[str]) -> tuple[list[str], list[str]]:

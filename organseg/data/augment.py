@@ -42,7 +42,7 @@ class SliceAugmentation:
         return SliceTransform(self, floor)
 
 
-class _GainAndOffset(A.ImageOnlyTransform):
+class _GainAndOffset(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations has no types
     """image * gain + offset, unclipped: albumentations' own brightness and contrast clip floats to 0..1."""
 
     def __init__(self, gain: tuple[float, float], offset: float) -> None:

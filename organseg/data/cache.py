@@ -246,18 +246,14 @@ def open_verified(path: Path) -> h5py.File:
 
 
 def _is_plain(file: h5py.File, name: str) -> bool:
-    """An array of numbers in this file: no link or storage elsewhere, no foreign filter, no size that it cannot have."""
+    """An array of numbers in this file: no link or storage elsewhere, no foreign filter, no size it cannot have."""
     dataset = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
-    if (
-        not isinstance(dataset, h5py.Dataset)
-        or dataset.dtype.kind not in "iuf"
-        or dataset.is_virtual
-        or dataset.external
-    ):
+    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
         return False
     options = dataset.id.get_create_plist()
     filters = [options.get_filter(i)[0] for i in range(options.get_nfilters())]
-    return filters in ([], [_FILTER]) and dataset.nbytes <= _MAX_RATIO * dataset.id.get_storage_size()
+    plain = dataset.dtype.kind in "iuf" and filters in ([], [_FILTER])
+    return bool(plain and dataset.nbytes <= _MAX_RATIO * dataset.id.get_storage_size())
 
 
 class SliceReader:

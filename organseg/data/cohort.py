@@ -181,7 +181,7 @@ def read_index(folder: Path) -> list[CachedCase]:
     path = folder / "index.json"
     try:
         document: dict[str, Any] = json.loads(path.read_text())
-        listed: dict[str, str] = document["cases"]
+        listed: dict[str, str] = dict(document["cases"])
         if document["schema"] != SCHEMA:
             raise IntegrityError(f"{path}: schema {document['schema']}, this version reads {SCHEMA}; prepare again")
     except (OSError, ValueError, KeyError, TypeError) as error:

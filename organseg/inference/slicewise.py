@@ -14,6 +14,9 @@ from torch import Tensor
 
 from organseg.batch import WholeCase
 
+SLAB = 4
+"""Slices of the wanted grid whose probabilities exist at a time: a network's batch can be larger on its own grid."""
+
 Slab = tuple[int, Tensor]
 """First slice on the wanted grid, and probabilities [b, C, Y, X] of b slices."""
 
@@ -34,7 +37,7 @@ def segment_slices(
         probabilities: Normalised slices [b, 1, H, W] -> probabilities [b, C, H, W].
         decide: Probabilities [b, C, Y, X] -> labels [b, Y, X].
         device: Where the network is.
-        batch_size: Slices at a time.
+        batch_size: Slices that the network sees at a time.
         keep: Is given (first slice, probabilities) of each slab as it completes.
 
     Returns:
@@ -55,15 +58,16 @@ def _slabs(
     """Probabilities of the wanted slices, in order."""
     lower, upper, weight = _neighbours(len(case.image), case.shape[0])
     planes: dict[int, Tensor] = {}
-    for start in range(0, case.shape[0], batch_size):
-        wanted = slice(start, min(start + batch_size, case.shape[0]))
+    done = 0
+    for start in range(0, case.shape[0], SLAB):
+        wanted = slice(start, min(start + SLAB, case.shape[0]))
         first, last = int(lower[wanted][0]), int(upper[wanted][-1])
         planes = {z: plane for z, plane in planes.items() if z >= first}
-        missing = [z for z in range(first, last + 1) if z not in planes]
-        for at in range(0, len(missing), batch_size):
-            numbers = missing[at : at + batch_size]
-            images = torch.from_numpy(case.normalise(case.image[numbers[0] : numbers[-1] + 1])).unsqueeze(1)
-            planes.update(zip(numbers, probabilities(images.to(device)).float(), strict=True))
+        while done <= last:
+            images = torch.from_numpy(case.normalise(case.image[done : done + batch_size])).unsqueeze(1)
+            for plane in probabilities(images.to(device)).float():
+                planes[done] = plane
+                done += 1
         below = torch.stack([planes[int(z)] for z in lower[wanted]])
         if weight[wanted].any():
             above = torch.stack([planes[int(z)] for z in upper[wanted]])

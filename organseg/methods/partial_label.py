@@ -3,6 +3,7 @@
 K binary classifiers, each judged only where the truth of its organ is known.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -13,6 +14,20 @@ from organseg.batch import Batch
 from organseg.losses import Balance, partial_label_loss
 from organseg.methods.base import NetworkFactory, SegmentationModule, adam
 from organseg.networks import UNet
+
+
+PRIOR = 0.01
+"""Probability of each organ that training starts from: most voxels belong to none."""
+
+
+def start_at_prior(head: nn.Module) -> None:
+    """Set the last layer's bias so that a new network predicts `PRIOR` everywhere.
+
+    From 0.5, the first hundreds of steps only push every organ down, and small ones are slow to come back (Lin et al.,
+    Focal loss for dense object detection, ICCV 2017, section 4.1).
+    """
+    assert isinstance(head.bias, Tensor)
+    nn.init.constant_(head.bias, math.log(PRIOR / (1 - PRIOR)))
 
 
 class PartialLabelModule(SegmentationModule):
@@ -41,6 +56,7 @@ class PartialLabelModule(SegmentationModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__(organs, network(1, len(organs)), optimizer, lr_decay, channels_last)
+        start_at_prior(self.network.head)
         self.naive = naive
         self.balance: Balance = balance
         self.dice = dice

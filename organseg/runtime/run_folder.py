@@ -154,7 +154,7 @@ class RunRecord(Callback):
             for folder in (self.run.path, self.run.checkpoints):
                 if folder.is_dir():
                     reap_stale(folder)
-            text = yaml.safe_dump(self.config, sort_keys=False)
+            text = yaml.safe_dump(plain(self.config), sort_keys=False)  # a copy: shared parts would become aliases
             publish_text(self.run.path / "config.yaml", text)
         trainer.strategy.barrier("run folder is ready")
 

@@ -173,7 +173,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
     assert path.read_bytes() == before
-    assert os.listdir(path.parent) == [path.name]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def forge(path: Path, build, header: object = HEADER.__dict__) -> None:
@@ -226,7 +226,9 @@ def _virtual(file):
 
 
 TRICKS = {
-    "external link": _replace("image", lambda file: file.__setitem__("image", h5py.ExternalLink("secret.h5", "/image"))),
+    "external link": _replace(
+        "image", lambda file: file.__setitem__("image", h5py.ExternalLink("secret.h5", "/image"))
+    ),
     "soft link": _replace("image", lambda file: file.__setitem__("image", h5py.SoftLink("/label"))),
     "external storage": _replace("image", _external_storage),
     "virtual dataset": _replace("image", _virtual),

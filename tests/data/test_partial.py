@@ -1,5 +1,7 @@
 """METHOD.md 1.4."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +10,9 @@ from organseg.data.partial import hide_labels
 from organseg.errors import UsageError
 
 ORGANS = ["liver", "spleen", "pancreas"]
-COHORTS = st.dictionaries(st.text("abcdef/0123456789", min_size=1, max_size=6), st.sets(st.sampled_from(ORGANS)), max_size=25)
+COHORTS = st.dictionaries(
+    st.text("abcdef/0123456789", min_size=1, max_size=6), st.sets(st.sampled_from(ORGANS)), max_size=25
+)
 SHARES = (0.1, 0.3, 0.5, 0.7)
 
 
@@ -32,7 +36,7 @@ def test_counts_are_exact(annotated, share, seed):
 @settings(max_examples=100, deadline=None)
 def test_shares_nest(annotated, seed):
     steps = [hide_labels(annotated, share, seed) for share in (0, *SHARES, 1)]
-    for fewer, more in zip(steps, steps[1:], strict=False):
+    for fewer, more in pairwise(steps):
         assert all(fewer[case] <= more[case] for case in annotated)
     assert steps[0] == dict.fromkeys(annotated, frozenset())
     assert steps[-1] == {case: frozenset(organs) for case, organs in annotated.items()}
