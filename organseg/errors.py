@@ -82,3 +82,7 @@ class InputError(OrgansegError):
         """Keep the faults and show them one a line."""
         super().__init__("\n".join(str(fault) for fault in faults))
         self.faults = tuple(faults)
+
+    def __reduce__(self) -> tuple[type["InputError"], tuple[tuple[Fault, ...]]]:
+        """Pickle by the faults: the message is made of them."""
+        return type(self), (self.faults,)

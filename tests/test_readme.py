@@ -8,8 +8,9 @@ import pytest
 from toy import TOY, organseg
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-COMMANDS = [line.removeprefix("organseg ") for block in BLOCKS for line in block.splitlines() if "organseg " in line]
+BLOCKS = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+OWN_DATA = [block for block in BLOCKS if "MY_SCANS" in block or "runs/mine" in block]
+COMMANDS = [line.removeprefix("organseg ") for block in OWN_DATA for line in block.splitlines() if "organseg " in line]
 
 
 @pytest.mark.slow

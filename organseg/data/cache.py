@@ -13,7 +13,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -58,6 +58,7 @@ class CaseHeader:
         image_sha256: Of the source image file.
         label_sha256: Of the source label file, or "".
         preprocessing: Options of `prepare` that shaped the voxels.
+        reading: What the manifest said of the files: integers, hidden organs, affines.
         schema: Version of this layout.
     """
 
@@ -73,6 +74,7 @@ class CaseHeader:
     image_sha256: str
     label_sha256: str
     preprocessing: dict[str, Any]
+    reading: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
 

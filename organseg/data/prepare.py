@@ -109,6 +109,12 @@ def _identity(manifest: Manifest, case: CaseEntry, grid: WorkingGrid) -> dict[st
         "organs": manifest.organs,
         "annotated": tuple(organ for organ in manifest.organs if organ in case.annotated),
         "preprocessing": options,
+        "reading": {
+            "labels": {str(value): organ for value, organ in sorted(manifest.labels.items())},
+            "hidden": tuple(sorted(case.hidden)),
+            "affine": manifest.affine,
+            "assume_affine": manifest.assume_affine,
+        },
     }
 
 

@@ -110,21 +110,22 @@ class SliceDataModule(L.LightningDataModule):
         slices, by_organ = slice_tables(self.cohort.train)
         return SlicePlan(slices, by_organ, self.batch_size, self.seed)
 
-    def val_dataloader(self) -> DataLoader[WholeCase] | list[Any]:
+    def val_dataloader(self) -> DataLoader[WholeCase | None] | list[Any]:
         """This rank's validation cases, on the working grid; nothing where nobody validates."""
         return self._whole_cases("validate") if self.cohort.val else []
 
-    def test_dataloader(self) -> DataLoader[WholeCase]:
+    def test_dataloader(self) -> DataLoader[WholeCase | None]:
         """This rank's test cases, on their files' own grids."""
         return self._whole_cases("test")
 
-    def _whole_cases(self, stage: str) -> DataLoader[WholeCase]:
+    def _whole_cases(self, stage: str) -> DataLoader[WholeCase | None]:
         trainer = self.trainer
         assert trainer is not None
         cases = WholeCases(self._cases(stage), self.preprocessing, on_source_grid=stage == "test")
-        # Each case on exactly one rank: a padded sampler would count some twice.
-        mine = list(range(trainer.global_rank, len(cases), trainer.world_size))
-        return DataLoader(cases, batch_size=None, sampler=mine, num_workers=0)
+        # Each case on exactly one rank, and as many turns on every rank: a rank without a turn would skip the hooks
+        # in which the others wait for it.
+        turns = range(trainer.global_rank, len(cases) + -len(cases) % trainer.world_size, trainer.world_size)
+        return DataLoader(cases, batch_size=None, sampler=turns, num_workers=0)
 
 
 def _working_grid(cohort: Cohort) -> WorkingGrid:
@@ -263,8 +264,8 @@ class ResumableLoader(DataLoader[Any]):
         self.steps.start = state["delivered"]
 
 
-class WholeCases(Dataset[WholeCase]):
-    """Whole cases with their truth, on the working grid or on the files' own."""
+class WholeCases(Dataset[WholeCase | None]):
+    """Whole cases with their truth, on the working grid or on the files' own; None beyond the last."""
 
     def __init__(self, cases: Sequence[CohortCase], preprocessing: Preprocessing, on_source_grid: bool) -> None:
         self.cases = cases
@@ -274,7 +275,9 @@ class WholeCases(Dataset[WholeCase]):
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, number: int) -> WholeCase:
+    def __getitem__(self, number: int) -> WholeCase | None:
+        if number >= len(self.cases):
+            return None
         case = self.cases[number]
         header, arrays = case.cached.header, case.cached.arrays()
         truth = arrays.label

@@ -135,8 +135,10 @@ class SegmentationModule(L.LightningModule):
         """Count every validation case once, over all ranks."""
         self.val_dice = CaseDice(len(self.source.case_keys("validate")), len(self.organs)).to(self.device)
 
-    def validation_step(self, case: WholeCase, batch_idx: int) -> None:
-        """Overlap of one whole case."""
+    def validation_step(self, case: WholeCase | None, batch_idx: int) -> None:
+        """Overlap of one whole case; None is a turn without a case."""
+        if case is None:
+            return
         assert case.truth is not None
         counts = overlap_counts(self.segment(case), case.truth, len(self.organs))
         self.val_dice.update(case.number, counts, torch.from_numpy(case.annotated))
@@ -155,9 +157,10 @@ class SegmentationModule(L.LightningModule):
         """One table for all cases."""
         self.evaluation = CaseEvaluation(self.source.case_keys("test"), self.organs, self.trainer)
 
-    def test_step(self, case: WholeCase, batch_idx: int) -> None:
-        """All metrics of one case on its file's own grid."""
-        self.evaluation.add(case, self.segment(case))
+    def test_step(self, case: WholeCase | None, batch_idx: int) -> None:
+        """All metrics of one case on its file's own grid; None is a turn without a case."""
+        if case is not None:
+            self.evaluation.add(case, self.segment(case))
 
     def on_test_epoch_end(self) -> None:
         """Write the tables."""

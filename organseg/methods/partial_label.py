@@ -15,7 +15,6 @@ from organseg.losses import Balance, partial_label_loss
 from organseg.methods.base import NetworkFactory, SegmentationModule, adam
 from organseg.networks import UNet
 
-
 PRIOR = 0.01
 """Probability of each organ that training starts from: most voxels belong to none."""
 

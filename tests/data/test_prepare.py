@@ -305,3 +305,12 @@ def test_warnings_reach_the_caller(dataset, cache):
     write_scan(dataset.parent / "case0.nii.gz", image)
     write_label_map(dataset.parent / "case0_label.nii.gz", np.where(label == 7, 0, label).astype(np.uint8))
     assert [str(fault.found) for fault in run(dataset, cache)["case0"].faults] == ["no voxel"]
+
+
+def test_integers_that_mean_something_else_are_not_current(dataset, cache):
+    run(dataset, cache)
+    labels = {value + 100: organ for value, organ in LABELS.items()}
+    change(dataset, labels=labels)
+    results = run(dataset, cache)
+    assert all(not prepared.digest for prepared in results.values())
+    assert any("label values" in str(fault) for prepared in results.values() for fault in prepared.faults)

@@ -21,11 +21,12 @@ def checkpoint(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network whose last layer was drawn wildly: it predicts every organ somewhere, which a young one does not."""
     folder = tmp_path_factory.mktemp("wild")
     organseg("fit", "--config", CONFIG, "--data.init_args.cache", toy / "cache", "--out", folder / "run", *TOY,
-             "--trainer.max_steps=1")  # fmt: skip
+             "--trainer.max_steps=1", "--model.init_args.network.init_args.width=16")  # fmt: skip
     content = load_checkpoint(folder / "run" / "checkpoints" / "last.ckpt")
     generator = torch.Generator().manual_seed(0)
     weight = content["state_dict"]["network.head.weight"]
     content["state_dict"]["network.head.weight"] = 5 * torch.randn(weight.shape, generator=generator)
+    content["state_dict"]["network.head.bias"].zero_()
     save_checkpoint(content, folder / "wild.ckpt")
     return folder / "wild.ckpt"
 
