@@ -19,7 +19,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+")
     runs = parser.parse_args().runs
-    scores = {run.name: mean_dsc(run) for run in runs}
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in runs]
+    scores = {name: mean_dsc(run) for name, run in zip(names, runs, strict=True)}
     organs = list(dict.fromkeys(organ for column in scores.values() for organ in column))
     width = max(map(len, organs))
     print(f"| {'DSC %':<{width}} | " + " | ".join(scores) + " |")

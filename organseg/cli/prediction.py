@@ -137,7 +137,9 @@ def _plan(inputs: Sequence[Path], out: Path, options: dict[str, Any], overwrite:
         UsageError: If two inputs would get the same output, or an output exists that was made otherwise.
     """
     made = _made(out)
-    jobs, taken, foreign = [], {}, []  # type: ignore[var-annotated]
+    jobs: list[Job] = []
+    taken: dict[Path, Path] = {}
+    foreign: list[str] = []
     for path in inputs:
         output = out / f"{path.name.removesuffix('.gz').removesuffix('.nii')}.nii.gz"
         if output in taken:

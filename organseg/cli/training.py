@@ -120,9 +120,14 @@ class OrgansegCLI(LightningCLI):
             refused = isinstance(value, float) and not math.isfinite(value)
             if refused or (key.endswith(".lr") and value <= 0):
                 raise UsageError(f"{key}: found {value}, expected a finite number{' above 0' * key.endswith('.lr')}")
-        if self._fitting and not config["overwrite"]:
-            record = self.run_folder.record()
-            if record:
+        if self._fitting:
+            try:
+                record = self.run_folder.record()
+            except IntegrityError:
+                if not config["overwrite"]:
+                    raise
+                record = None
+            if record and not config["overwrite"]:
                 self.run_folder.compare(record, {**self.wanted, DATA: record["identity"].get(DATA)})
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -154,6 +159,7 @@ class OrgansegCLI(LightningCLI):
         """Train, or go on training."""
         run = self.run_folder
         self.wanted[DATA] = datamodule.content_hash
+        self.lock = run.lock() if self.trainer.is_global_zero else None
         record = None if self.config_dump["overwrite"] else run.record()
         if record:
             run.compare(record, self.wanted)

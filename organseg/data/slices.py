@@ -148,7 +148,8 @@ def slice_tables(cases: Sequence[CohortCase]) -> tuple[NDArray[np.int64], list[N
     Returns:
         [N, 2] (case, z), and for each organ that some case annotates and shows, [n, 2] likewise.
     """
-    slices, shown = [], {}  # type: ignore[var-annotated]
+    slices: list[NDArray[np.int64]] = []
+    shown: dict[int, list[NDArray[np.int64]]] = {}
     for number, case in enumerate(cases):
         counts = case.cached.organ_counts
         slices.append(np.stack([np.full(len(counts), number), np.arange(len(counts))], axis=1))

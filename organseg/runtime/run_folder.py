@@ -5,12 +5,13 @@
 difference (DESIGN.md 4).
 """
 
+import fcntl
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lightning as L
 import torch
@@ -19,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 
 from organseg import __version__
 from organseg.batch import Describable
-from organseg.errors import IntegrityError, UsageError
+from organseg.errors import IntegrityError, StorageError, UsageError
 from organseg.files import publish_text, reap_stale
 
 _OWN = ("run.json", "config.yaml", "metrics.csv", "checkpoints", "test", "report", "pseudo_labels", "prior")
@@ -76,7 +77,9 @@ class RunFolder:
         """
         file = self.path / "run.json"
         if not file.exists():
-            foreign = [entry.name for entry in self.path.glob("*")] if self.path.is_dir() else []
+            # Hidden files are the lock, and what a start that was killed left behind.
+            entries = list(self.path.iterdir()) if self.path.is_dir() else []
+            foreign = [entry.name for entry in entries if not entry.name.startswith(".")]
             if foreign:
                 found = ", ".join(sorted(foreign)[:3])
                 raise UsageError(f"{self.path}: holds {found}, but no run; choose another --out")
@@ -86,6 +89,29 @@ class RunFolder:
             return record
         except ValueError as error:
             raise IntegrityError(f"{file}: not readable ({error}); start anew with --overwrite") from error
+
+    def lock(self) -> BinaryIO:
+        """Hold the folder until the returned file is closed or this process dies, however it dies.
+
+        A record lock: unlike `flock`, loader workers that outlive a killed run for a moment do not inherit it.
+
+        Raises:
+            UsageError: If another `fit` holds it.
+            StorageError: If the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("ab")
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be written: {error.strerror}; choose another --out") from error
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise UsageError(
+                f"{self.path}: another `fit` is at work here; wait for it, or choose another --out"
+            ) from error
+        return file
 
     def compare(self, record: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         """Refuse to continue a run as another one.

@@ -61,6 +61,14 @@ def test_overwrite_starts_anew(finished: tuple[Path, list[object]], tmp_path: Pa
     assert "seed: 1" in (run / "config.yaml").read_text()
 
 
+def test_overwrite_does_not_touch_a_folder_that_is_no_run(finished: tuple[Path, list[object]], tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "mine.txt").write_text("years of work")
+    done = organseg(*finished[1], "--out", tmp_path, "--overwrite", check=2)
+    assert "but no run" in done.stderr
+    assert (tmp_path / "test" / "mine.txt").exists()
+
+
 def test_damaged_checkpoint_is_refused_by_test_and_predict(
     finished: tuple[Path, list[object]], toy: Path, tmp_path: Path
 ) -> None:

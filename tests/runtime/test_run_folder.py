@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,27 @@ def test_somebody_elses_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match=r"thesis\.tex"):
         RunFolder(tmp_path).record()
+
+
+def test_what_a_killed_start_left_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".run.json.host.1.1.00000000.tmp").touch()
+    (tmp_path / ".lock").touch()
+    assert RunFolder(tmp_path).record() is None
+
+
+def test_two_at_once_are_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    script = "import sys; from pathlib import Path; from organseg.runtime.run_folder import RunFolder\n"
+    script += "held = RunFolder(Path(sys.argv[1])).lock(); print('held', flush=True); sys.stdin.read()"
+    first = subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout is not None
+    assert first.stdout.readline() == "held\n"
+    with pytest.raises(UsageError, match="another `fit`"):
+        RunFolder(tmp_path).lock()
+    first.kill()
+    first.communicate()
+    RunFolder(tmp_path).lock().close()
 
 
 def test_overwrite_removes_only_what_a_run_writes(tmp_path: Path) -> None:
