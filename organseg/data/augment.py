@@ -34,8 +34,8 @@ class SliceAugmentation:
     rotation_degrees: float = 11.5
     scale: tuple[float, float] = (0.85, 1.18)
     shift: float = 0.12
-    gain: tuple[float, float] = (0.9, 1.1)
-    offset: float = 0.1
+    gain: tuple[float, float] = (0.6, 1.4)
+    offset: float = 0.2
 
     def compose(self, floor: float) -> "SliceTransform":
         """The transform that applies these ranges to images whose air is `floor`."""
