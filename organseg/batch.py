@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor  # its import takes seconds, and `check` and `prepare` need only IGNORE
 
 IGNORE = 255
@@ -84,4 +86,47 @@ class CaseSource(Protocol):
         """`volumes.Preprocessing`: what a scan goes through before the network."""
 
     def case_keys(self, stage: str) -> tuple[str, ...]:
-        """Keys of the whole cases of `validate` or `test`, in the order of their numbers."""
+        """Keys of the whole cases of `validate`, `test` or `predict`, in the order of their numbers."""
+
+
+class RelabelSource(CaseSource, Protocol):
+    """What a curriculum asks a data module for; its `predict` cases are the training cases that lack an organ."""
+
+    def enter_phase(self, index: int, pseudo_labels: Path | None) -> None:
+        """From now on train in the order of this phase, with the pseudo-labels of a folder, or with none."""
+
+    def hidden_truth(self, key: str) -> NDArray[np.uint8]:
+        """What `label_share` hid of a training case, [Z, Y, X], 0 elsewhere: for reports, never for training."""
+
+    def unknown_organs(self, key: str) -> NDArray[np.bool_]:
+        """[K]: which organs a training case does not annotate."""
+
+    def voxel_ml(self, key: str) -> float:
+        """Volume of a voxel of the case's working grid."""
+
+    def hidden_organs(self, key: str) -> NDArray[np.bool_]:
+        """[K]: which organs' truth is hidden there."""
+
+
+class Segmenter(Protocol):
+    """What a curriculum asks a method for."""
+
+    organs: tuple[str, ...]
+    network: Any
+    """With `features` and `head`."""
+    memory_format: Any
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """Normalised images [B, C, *S] -> probabilities [B, C, *S], fp32."""
+
+    def all_sum(self, sums: Tensor) -> Tensor:
+        """Sum over ranks, the other ranks' part detached."""
+
+    def sweep(
+        self,
+        case: WholeCase,
+        outputs: Callable[[Tensor], Tensor],
+        decide: Callable[[Tensor], Tensor],
+        keep: Callable[[int, Tensor], None] | None = None,
+    ) -> NDArray[np.uint8]:
+        """A whole case through `outputs` (images -> channels), decided slab by slab; `keep` sees each slab."""

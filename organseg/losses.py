@@ -108,6 +108,41 @@ def partial_label_loss(
     return loss
 
 
+def confidence_loss(
+    confidence: Tensor,
+    probs: Tensor,
+    label: Tensor,
+    annotated: Tensor,
+    *,
+    all_sum: Callable[[Tensor], Tensor] = _identity,
+) -> Tensor:
+    """Mean squared error of confidences against the true class probability (METHOD.md 1.6; thesis, equation 3.3).
+
+    Args:
+        confidence: [B, K, *S] in 0..1.
+        probs: [B, K, *S], of the untouched segmentation network.
+        label: [B, *S] integers, 0..K or 255 (ignore): annotations, without pseudo-labels.
+        annotated: [B, K] bool.
+        all_sum: See `partial_label_loss`.
+
+    Returns:
+        Scalar, over known entries; 0 with zero gradients where nothing is known.
+    """
+    with torch.autocast(confidence.device.type, enabled=False):
+        known = ambiguity_map(label, annotated).float()
+        target = true_class_probability(probs, label)
+        error = known * (confidence.float() - target).square()
+        total, count = all_sum(torch.stack([error.sum(), known.sum()]))
+    mean: Tensor = total / count.clamp(min=1)
+    return mean
+
+
+def true_class_probability(probs: Tensor, label: Tensor) -> Tensor:
+    """The probability p where the organ is, 1 - p where it is not: [B, K, *S], [B, *S] -> [B, K, *S]."""
+    probs = probs.float()
+    return torch.where(one_hot(label, probs.shape[1]), probs, 1 - probs)
+
+
 def _balanced(entropy: Tensor, known: Tensor, balance: Balance) -> Tensor:
     """Mean over known entries, or mean over organs of each organ's mean; [K], [K] -> scalar."""
     if balance == "none":

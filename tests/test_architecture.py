@@ -26,7 +26,7 @@ ONLY_IN = {
     "nibabel": IMAGE_LIBRARIES,
     "pydicom": IMAGE_LIBRARIES,
     "highdicom": IMAGE_LIBRARIES,
-    "h5py": ("data.cache", "data.pseudo_labels"),
+    "h5py": ("data.sealed",),
     "albumentations": ("data.augment",),
     "lightning": LIGHTNING,
     "pytorch_lightning": LIGHTNING,
@@ -198,7 +198,7 @@ def test_checker_sees(module, text, fault):
 @pytest.mark.parametrize(
     ("module", "text"),
     [
-        ("data.cache", "import h5py\nfrom organseg.volumes import Volume\nfrom organseg.data.check import examine"),
+        ("data.sealed", "import h5py\nfrom organseg.volumes import Volume\nfrom organseg.data.check import examine"),
         ("data.slices", "import lightning as L\nimport torch\nfrom .cache import CachedCase"),
         ("volumes.nifti", "import nibabel.orientations\nfrom organseg.errors import Fault"),
         ("anatomy", "from organseg.errors import UsageError"),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from organseg.data.partial import hide_labels
-from organseg.losses import ambiguity_map, one_hot, partial_label_loss
+from organseg.losses import ambiguity_map, confidence_loss, one_hot, partial_label_loss, true_class_probability
 
 L3 = log(3)
 SURE, HALF = log(4 / 3), log(2)
@@ -295,3 +295,49 @@ def test_table_3_1_in_shares_of_all_voxels_case_by_case():
         assert measured[naive] == pytest.approx(closed[naive], abs=1e-12)
     assert measured[True][2].min() > 0  # the baseline does learn from false negatives,
     assert not measured[False][2].any()  # and the ambiguity map never
+
+
+def test_confidence_loss_by_hand():
+    # Two organs, one annotated; two voxels: the organ itself, and one that nobody named.
+    label, annotated = torch.tensor([[1, 0]]), torch.tensor([[True, False]])
+    probs = torch.tensor([[[0.9, 0.2], [0.3, 0.4]]])
+    confidence = torch.tensor([[[0.5, 0.5], [0.5, 0.5]]], requires_grad=True)
+    assert true_class_probability(probs, label).tolist() == [[pytest.approx([0.9, 0.8]), pytest.approx([0.7, 0.6])]]
+    loss = confidence_loss(confidence, probs, label, annotated)
+    # Known: organ 1 at both voxels; organ 2 at the first, which is organ 1's. (0.4^2 + 0.3^2 + 0.2^2) / 3
+    assert loss.item() == pytest.approx((0.16 + 0.09 + 0.04) / 3)
+    loss.backward()
+    assert confidence.grad[0, 1, 1] == 0 and (confidence.grad[0, 0] != 0).all()
+
+
+def test_confidence_loss_where_nothing_is_known():
+    confidence = torch.full((1, 2, 3), 0.5, requires_grad=True)
+    loss = confidence_loss(confidence, torch.rand(1, 2, 3), torch.zeros(1, 3), torch.zeros(1, 2, dtype=torch.bool))
+    loss.backward()
+    assert loss == 0 and not confidence.grad.any()
+
+
+def test_confidence_loss_of_two_ranks_is_that_of_one_process():
+    torch.manual_seed(0)
+    label, annotated = (
+        torch.randint(0, 3, (4, 6)),
+        torch.tensor([[True, True], [True, False], [False, False], [False, True]]),
+    )
+    probs, confidence = torch.rand(4, 2, 6), torch.rand(4, 2, 6, requires_grad=True)
+    confidence_loss(confidence, probs, label, annotated).backward()
+    whole, confidence.grad = confidence.grad, None
+    parts = (slice(0, 1), slice(1, 4))
+    sums = []
+
+    def remember(own):
+        sums.append(own.detach())
+        return own
+
+    for part in parts:
+        confidence_loss(confidence[part], probs[part], label[part], annotated[part], all_sum=remember)
+    for part, other in zip(parts, reversed(sums), strict=True):
+        loss = confidence_loss(
+            confidence[part], probs[part], label[part], annotated[part], all_sum=lambda own, other=other: own + other
+        )
+        loss.backward()
+    assert torch.allclose(confidence.grad, whole, atol=1e-7)

@@ -20,15 +20,14 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import lightning as L
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser, set_parsing_settings
 from torch.utils.data import DataLoader, Dataset
 
 from organseg.batch import WholeCase
-from organseg.cli.training import TRUSTED, quieten
-from organseg.errors import Fault, InputError, IntegrityError, StorageError, UsageError
+from organseg.cli.modules import load_module
+from organseg.cli.training import quieten
+from organseg.errors import Fault, InputError, StorageError, UsageError
 from organseg.files import publish_text, sha256_of
-from organseg.methods.base import SegmentationModule
-from organseg.runtime.checkpoint_io import load_checkpoint, verify_checkpoint
+from organseg.runtime.checkpoint_io import verify_checkpoint
 from organseg.volumes import (
     AffineSource,
     Preprocessing,
@@ -84,30 +83,6 @@ def predict(arguments: Namespace) -> int:
     print(f"{out}: {len(jobs) - scans.refused} label maps written, {len(inputs) - len(jobs)} were there, "
           f"{scans.refused} inputs refused")  # fmt: skip
     return 3 if scans.refused else 0
-
-
-def load_module(path: Path) -> SegmentationModule:
-    """The method of a checkpoint with its weights, ready to predict.
-
-    Raises:
-        IntegrityError: If the checkpoint is damaged, foreign, or names a class that is not trusted.
-    """
-    checkpoint = load_checkpoint(path)
-    record = checkpoint.get("organseg")
-    if not isinstance(record, dict):
-        raise IntegrityError(f"{path}: not a checkpoint of organseg; train one with `organseg fit`")
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=TRUSTED)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(SegmentationModule, "model")
-    model = {**record["model"], "init_args": {**record["model"]["init_args"], "organs": record["organs"]}}
-    try:
-        module: SegmentationModule = parser.instantiate_classes(parser.parse_object({"model": model})).model
-        module.load_state_dict(checkpoint["state_dict"])
-    except Exception as error:
-        why = " ".join(str(error).split())
-        raise IntegrityError(f"{path}: does not fit this version of organseg: {why}") from error
-    module.preprocessing = Preprocessing.from_json(record["preprocessing"])
-    return module.eval()
 
 
 def _inputs(given: Sequence[Path]) -> Iterator[Path]:

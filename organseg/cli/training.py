@@ -3,6 +3,7 @@
 The data module is instantiated first and tells the method its organs, so that nobody writes a number of channels.
 """
 
+import copy
 import difflib
 import math
 import os
@@ -18,29 +19,20 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import lightning as L
 from jsonargparse import set_parsing_settings
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from organseg.cli.configs import expand
+from organseg.cli.modules import TRUSTED, build_module
+from organseg.curriculum import Curriculum
 from organseg.errors import IntegrityError, Interrupted, OrgansegError, UsageError
 from organseg.methods.base import SegmentationModule
 from organseg.processes import keep_freed_memory
-from organseg.runtime.checkpoint_io import AtomicCheckpointIO, load_checkpoint, newest_good
-from organseg.runtime.metrics_log import MetricsLog
+from organseg.runtime.checkpoint_io import AtomicCheckpointIO, load_checkpoint, newest_good, publish_copy
+from organseg.runtime.metrics_log import MetricsLog, StepOffset
 from organseg.runtime.pace import Pace
 from organseg.runtime.resume import FiniteLoss, LastCheckpoint, StepSeed
 from organseg.runtime.run_folder import RunFolder, RunRecord, identity, plain
-
-TRUSTED = [
-    "organseg",
-    "torch.nn",
-    "torch.optim",
-    "lightning.pytorch.callbacks",
-    "lightning.pytorch.loggers",
-    "lightning.pytorch.strategies",
-    "lightning.pytorch.profilers",
-]
-"""What a config may name; more only by `--trust-import` on the command line (FAULTS.md 4)."""
 
 _DEFAULTS = {
     "enable_progress_bar": True,
@@ -106,6 +98,9 @@ class OrgansegCLI(LightningCLI):
         parser.add_argument("--seed", type=int, default=0, help="Of weights, hidden labels, order and augmentation.")
         parser.add_argument("--overwrite", action="store_true", help="Remove an older run in the folder first.")
         parser.add_argument("--checkpoint_every_s", type=float, default=120.0, help="Seconds between checkpoints.")
+        parser.add_argument(
+            "--curriculum", type=Curriculum | None, default=None, help="Relabelling rounds; without it, one training."
+        )
         parser.link_arguments("seed", "seed_everything")
         parser.link_arguments("seed", "data.init_args.seed")
         parser.link_arguments("data.organs", "model.init_args.organs", apply_on="instantiate")
@@ -115,6 +110,7 @@ class OrgansegCLI(LightningCLI):
         self._dump_config()
         config = self.config_dump
         self.run_folder = RunFolder(Path(config["out"]))
+        self.fresh = bool(config.get("overwrite"))
         self.wanted = plain(identity(config))
         for key, value in self.wanted.items():
             refused = isinstance(value, float) and not math.isfinite(value)
@@ -131,25 +127,74 @@ class OrgansegCLI(LightningCLI):
                 self.run_folder.compare(record, {**self.wanted, DATA: record["identity"].get(DATA)})
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Add the run's own logger, callbacks and checkpoint files."""
+        """The trainer of a run without rounds, of `validate` and of `test`."""
+        own: list[Callback] = []
+        if self._fitting:
+            own = self._surviving(self.run_folder.path, self._get(self.config_init, "seed"))
+        given = self._get(self.config_init, "trainer")
+        return self._make_trainer(own, given.get("callbacks") or [], 0, **kwargs)
+
+    def _surviving(self, folder: Path, seed: int) -> list[Callback]:
+        """The callbacks that make a fit survive; the checkpoint is the last of them."""
+        config = {key: value for key, value in self.config_dump.items() if key not in ("ckpt_path", "overwrite")}
+        record = RunRecord(self.run_folder, config, self.wanted, self.fresh)
+        last = LastCheckpoint(folder / "checkpoints", self.config_dump["checkpoint_every_s"])
+        return [record, StepSeed(seed), FiniteLoss(), Pace(), last]
+
+    def _make_trainer(
+        self, own: Sequence[Callback], users: Sequence[Callback], offset: int, **kwargs: Any
+    ) -> L.Trainer:
+        """A trainer with the run's own logger, callbacks and checkpoint files; steps are logged from `offset` on."""
         given = self._get(self.config_init, "trainer")
         loggers = given.get("logger")
         if loggers is not False:
             chosen = [] if loggers in (None, True) else loggers if isinstance(loggers, list) else [loggers]
-            kwargs["logger"] = [MetricsLog(self.run_folder.path / "metrics.csv"), *chosen] if self._fitting else chosen
-        seed = self._get(self.config_init, "seed")
-        shown = given.get("enable_progress_bar") and sys.stdout.isatty()
-        kwargs["enable_progress_bar"] = bool(shown)
-        own: list[Any] = [RichProgressBar()] if shown else []
-        if self._fitting:
-            config = {key: value for key, value in self.config_dump.items() if key not in ("ckpt_path", "overwrite")}
-            record = RunRecord(self.run_folder, config, self.wanted, bool(self.config_dump["overwrite"]))
-            own += [record, StepSeed(seed), FiniteLoss(), Pace()]
-            own.append(LastCheckpoint(self.run_folder.checkpoints, self.config_dump["checkpoint_every_s"]))
-        kwargs["callbacks"] = [*(given.get("callbacks") or []), *own]
+            metrics = [MetricsLog(self.run_folder.path / "metrics.csv")] if self._fitting else []
+            logged = [*metrics, *chosen]
+            kwargs["logger"] = [StepOffset(logger, offset) for logger in logged] if offset else logged
+        shown = bool(given.get("enable_progress_bar") and sys.stdout.isatty())
+        kwargs["enable_progress_bar"] = shown
+        kwargs["callbacks"] = [*users, *([RichProgressBar()] if shown else []), *own]
         kwargs["default_root_dir"] = str(self.run_folder.path)
         kwargs["plugins"] = [*(given.get("plugins") or []), AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        trainer: L.Trainer = super().instantiate_trainer(**kwargs)
+        return trainer
+
+    # What a curriculum asks of its host.
+
+    def new_module(self, seed: int) -> SegmentationModule:
+        """A module of this config with new weights."""
+        L.seed_everything(seed, verbose=False)
+        return build_module(self.config_dump["model"], self.datamodule.organs)
+
+    def new_trainer(
+        self, folder: Path, seed: int, steps: int, offset: int, kind: str, callbacks: Sequence[Callback]
+    ) -> L.Trainer:
+        """A trainer of a curriculum's phase; only segmentation trainings get the user's callbacks, fresh ones."""
+        given = self._get(self.config_init, "trainer")
+        users = copy.deepcopy(given.get("callbacks") or []) if kind == "train" else []
+        record, *others = self._surviving(folder, seed)
+        own = [record, *callbacks, *(others if kind != "relabel" else [])]
+        changed: dict[str, Any] = {"limit_val_batches": 0} if kind == "confidence" else {}
+        if offset:
+            changed["enable_model_summary"] = False
+        return self._make_trainer(own, users, offset, max_steps=steps, **changed)
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return int(self.config_dump["seed"])
+
+    @property
+    def round0_steps(self) -> int:
+        """Optimiser steps of a run without rounds."""
+        return int(self.config_dump["trainer"]["max_steps"])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Of the run."""
+        wanted: dict[str, Any] = self.wanted
+        return wanted
 
     @property
     def _fitting(self) -> bool:
@@ -160,18 +205,25 @@ class OrgansegCLI(LightningCLI):
         run = self.run_folder
         self.wanted[DATA] = datamodule.content_hash
         self.lock = run.lock() if self.trainer.is_global_zero else None
-        record = None if self.config_dump["overwrite"] else run.record()
+        record = None if self.fresh else run.record()
         if record:
             run.compare(record, self.wanted)
             if record["finished"]:
                 raise _Finished
-        resume, problems = (None, []) if self.config_dump["overwrite"] else newest_good(run.checkpoints)
-        for problem in problems:
-            print(f"organseg: warning: {problem}; going on from an older checkpoint", file=sys.stderr)
-        self.trainer.fit(model, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+        curriculum = self._get(self.config_init, "curriculum")
+        last = run.checkpoints / "last.ckpt"
+        if curriculum:
+            result = curriculum.run(self, datamodule)
+            if curriculum.trainer.is_global_zero:
+                publish_copy(result, last)
+        else:
+            resume, problems = (None, []) if self.fresh else newest_good(run.checkpoints)
+            for problem in problems:
+                print(f"organseg: warning: {problem}; going on from an older checkpoint", file=sys.stderr)
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=resume, weights_only=True)
         if self.trainer.is_global_zero:
             run.write(self.wanted, finished=True)
-            print(f"organseg: finished after {self.trainer.global_step} steps: {run.checkpoints / 'last.ckpt'}")
+            print(f"organseg: finished: {last}")
 
     def test(self, model: L.LightningModule, datamodule: L.LightningDataModule, ckpt_path: Any, **_: Any) -> None:
         """Test a checkpoint."""
@@ -180,6 +232,11 @@ class OrgansegCLI(LightningCLI):
     def validate(self, model: L.LightningModule, datamodule: L.LightningDataModule, ckpt_path: Any, **_: Any) -> None:
         """Validate a checkpoint."""
         self._evaluate(self.trainer.validate, model, datamodule, ckpt_path)
+        scores = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        if self.trainer.is_global_zero:
+            print(
+                "\n".join(f"{name:<32}{100 * value:5.1f} %" for name, value in scores.items()) or "no validation case"
+            )
 
     def _evaluate(
         self, stage: Any, model: L.LightningModule, datamodule: L.LightningDataModule, ckpt_path: Any

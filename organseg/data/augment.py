@@ -23,6 +23,9 @@ cv2.setNumThreads(0)  # one sample is too small to share, and workers are the pa
 class SliceAugmentation:
     """Ranges of the random changes to a slice; `None` in a data module switches all of them off.
 
+    The gain is as wide as contrast phases are: a kidney has 15 HU without contrast and 230 HU with it, while fat stays
+    where it is, near the mean. Trained with 0.9 to 1.1 alone, a network does not find kidneys without contrast.
+
     Attributes:
         rotation_degrees: Largest rotation to either side.
         scale: Smallest and largest zoom.

@@ -1,40 +1,30 @@
-"""The cache: one HDF5 file a case, immutable once published, verified before anything of it is believed.
+"""The cache: one sealed HDF5 file a case (`sealed.py`), immutable once published.
 
-Layout of `CACHE/<data set>/<id>.h5`: a 512-byte user block with a magic line and the digest of all bytes behind it,
-then HDF5 with `image` [Z, Y, X] (int16 HU, or float32), `label` [Z, Y, X] uint8, `source_label` (the label on the
-file's own grid, where the cached one was resampled), `organ_counts` [Z, K], `organ_boxes` [K, 3, 2], and one JSON
-attribute `header`. The digest over the raw bytes finds every flipped bit and every truncation before libhdf5 sees the
-file, whatever the filter. Chunks are (1, 128, 128) with bitshuffle + lz4: a slice or a patch reads little else.
+`CACHE/<data set>/<id>.h5` holds `image` [Z, Y, X] (int16 HU, or float32), `label` [Z, Y, X] uint8, `source_label` (the
+label on the file's own grid, where the cached one was resampled), `organ_counts` [Z, K], `organ_boxes` [K, 3, 2].
 """
 
-import hashlib
-import json
-import os
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import h5py
-import hdf5plugin
 import numpy as np
 from numpy.typing import NDArray
 
+from organseg.data.sealed import Kind, PlaneReader, SealedFile, opened, read_header, verify_sealed, write_sealed
 from organseg.errors import IntegrityError
-from organseg.files import publish
 
 SCHEMA = 1
-_BLOCK = 512
-_MAGIC = b"organseg case\n"
-_CHUNK = (1, 128, 128)
-_HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError)  # what h5py makes of libhdf5's
-_FILTER = hdf5plugin.Bitshuffle.filter_id
-_MAX_RATIO = 1000  # lz4 cannot shrink more than 255 : 1, so an array that claims to be larger lies
-_DATASETS = {"image", "label", "source_label", "organ_counts", "organ_boxes"}
+CASE = Kind(
+    magic=b"organseg case\n",
+    what="case",
+    remedy="run `organseg prepare` again",
+    required=frozenset({"image", "label", "organ_counts", "organ_boxes"}),
+    optional=frozenset({"source_label"}),
+)
 
 
 class NewerSchemaError(IntegrityError):
@@ -89,32 +79,14 @@ class CaseArrays:
 
 def write_case(path: Path, header: CaseHeader, arrays: CaseArrays) -> None:
     """Publish a case atomically; the digest in the user block is its completion mark."""
-    buffer = BytesIO()
-    with h5py.File(buffer, "w", userblock_size=_BLOCK) as file:
-        file.attrs["header"] = json.dumps(asdict(header), sort_keys=True)
-        _put(file, "image", arrays.image)
-        _put(file, "label", arrays.label)
-        if arrays.source_label is not None:
-            _put(file, "source_label", arrays.source_label)
-        file["organ_counts"] = organ_counts(arrays.label, len(header.organs))
-        file["organ_boxes"] = organ_boxes(arrays.label, len(header.organs))
-    content = buffer.getbuffer()[_BLOCK:]
-    block = (_MAGIC + _digest(content).encode() + b"\n").ljust(_BLOCK, b"\0")
-
-    def write(target: BinaryIO) -> None:
-        target.write(block)
-        target.write(content)
-
-    publish(path, write)
-
-
-def _put(file: h5py.File, name: str, array: NDArray[Any]) -> None:
-    chunks = tuple(min(c, n) for c, n in zip(_CHUNK, array.shape, strict=True))
-    file.create_dataset(name, data=array, chunks=chunks, **hdf5plugin.Bitshuffle(cname="lz4"))
-
-
-def _digest(content: memoryview | bytes) -> str:
-    return hashlib.blake2b(content, digest_size=32).hexdigest()
+    volumes = {"image": arrays.image, "label": arrays.label}
+    if arrays.source_label is not None:
+        volumes["source_label"] = arrays.source_label
+    tables = {
+        "organ_counts": organ_counts(arrays.label, len(header.organs)),
+        "organ_boxes": organ_boxes(arrays.label, len(header.organs)),
+    }
+    write_sealed(path, CASE, asdict(header), volumes, tables)
 
 
 def organ_counts(label: NDArray[np.uint8], organs: int) -> NDArray[np.int32]:
@@ -147,32 +119,22 @@ class CachedCase:
     @cached_property
     def digest(self) -> str:
         """The content hash, checked against every byte of the file."""
-        try:
-            content = self.path.read_bytes()
-        except OSError as error:
-            raise self._broken(error.strerror or str(error), "a readable case file") from error
-        head, body = content[:_BLOCK], memoryview(content)[_BLOCK:]
-        expected = (_MAGIC + _digest(body).encode() + b"\n").ljust(_BLOCK, b"\0")
-        if not head.startswith(_MAGIC):
-            raise self._broken("no organseg case", f"one that begins with {_MAGIC!r}")
-        if head != expected:
-            raise self._broken("bytes that do not match their content hash", "an undamaged file")
-        return head[len(_MAGIC) :].split(b"\n")[0].decode()
+        return verify_sealed(self.path, CASE)
 
     @cached_property
     def header(self) -> CaseHeader:
         """The header, from a verified file."""
         with self._opened() as file:
             try:
-                raw = json.loads(str(file.attrs["header"]))
+                raw = read_header(file)
                 if raw["schema"] > SCHEMA:
                     newer = f"{self.path}: made by a newer organseg; update this one, or use another cache"
                     raise NewerSchemaError(newer)
                 if raw["schema"] < SCHEMA:
-                    raise self._broken(f"schema {raw['schema']}", f"schema {SCHEMA}")
-                return CaseHeader(**_tuples(raw))
+                    raise CASE.broken(self.path, f"schema {raw['schema']}", f"schema {SCHEMA}")
+                return CaseHeader(**raw)
             except (KeyError, ValueError, TypeError) as error:
-                raise self._broken(f"no readable header ({error!r:.80})", "that of a case") from error
+                raise CASE.broken(self.path, f"no readable header ({error!r:.80})", "that of a case") from error
 
     @cached_property
     def organ_counts(self) -> NDArray[np.int32]:
@@ -212,88 +174,22 @@ class CachedCase:
             return label
 
     @contextmanager
-    def _opened(self) -> Iterator[h5py.File]:
+    def _opened(self) -> Iterator[SealedFile]:
         _ = self.digest
-        with open_verified(self.path) as file:
-            try:
-                yield file
-            except _HDF5_ERRORS as error:
-                raise self._broken(f"unreadable HDF5 ({error!s:.80})", "a case") from error
-
-    def _broken(self, found: str, expected: str) -> IntegrityError:
-        return _broken(self.path, found, expected)
+        with opened(self.path, CASE) as file:
+            yield file
 
 
-def _broken(path: Path, found: str, expected: str) -> IntegrityError:
-    case = f"{path.parent.name}/{path.stem}"
-    return IntegrityError(f"{case}: {path}: found {found}, expected {expected}; run `organseg prepare` again")
-
-
-def open_verified(path: Path) -> h5py.File:
-    """Open a case whose digest was checked: whoever can write a cache can also make a right digest.
-
-    Raises:
-        IntegrityError: If the file is no HDF5, or holds anything but the plain datasets of this layout.
-    """
-    try:
-        file = h5py.File(path, "r", locking=False)
-        strange = sorted(name for name in file if name not in _DATASETS or not _is_plain(file, name))
-        missing = sorted(_DATASETS - {"source_label"} - set(file))
-    except _HDF5_ERRORS as error:
-        raise _broken(path, f"no HDF5 ({error!s:.80})", "a case") from error
-    if strange or missing:
-        file.close()
-        raise _broken(path, f"strange {strange} and missing {missing}", "the plain arrays of a case")
-    return file
-
-
-def _is_plain(file: h5py.File, name: str) -> bool:
-    """An array of numbers in this file: no link or storage elsewhere, no foreign filter, no size it cannot have."""
-    dataset = file[name] if isinstance(file.get(name, getlink=True), h5py.HardLink) else None
-    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
-        return False
-    options = dataset.id.get_create_plist()
-    filters = [options.get_filter(i)[0] for i in range(options.get_nfilters())]
-    plain = dataset.dtype.kind in "iuf" and filters in ([], [_FILTER])
-    return bool(plain and dataset.nbytes <= _MAX_RATIO * dataset.id.get_storage_size())
-
-
-class SliceReader:
-    """Reads single slices of many cases through a bounded set of open files, safely across forks."""
+class SliceReader(PlaneReader):
+    """Reads single slices of many cases."""
 
     def __init__(self, paths: Sequence[Path], max_open: int = 64) -> None:
-        self.paths = list(paths)
-        self.max_open = max_open
-        self._files: OrderedDict[int, tuple[h5py.File, h5py.Dataset, h5py.Dataset]] = OrderedDict()
-        self._pid = os.getpid()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"paths": self.paths, "max_open": self.max_open, "_files": OrderedDict(), "_pid": -1}
+        super().__init__(paths, CASE, ("image", "label"), max_open)
 
     def read(self, case: int, z: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Image and label [Y, X] of slice z of a case."""
-        _, image, label = self._datasets(case)
-        return image[z], label[z]
-
-    def _datasets(self, case: int) -> tuple[h5py.File, h5py.Dataset, h5py.Dataset]:
-        if self._pid != os.getpid():
-            # A forked child shares file offsets and library state with its parent: it opens its own.
-            self._files, self._pid = OrderedDict(), os.getpid()
-        if case not in self._files:
-            _ = CachedCase(self.paths[case]).digest
-            file = open_verified(self.paths[case])
-            self._files[case] = (file, file["image"], file["label"])
-            if len(self._files) > self.max_open:
-                self._files.popitem(last=False)[1][0].close()
-        self._files.move_to_end(case)
-        return self._files[case]
-
-
-def _tuples(value: Any) -> Any:
-    """JSON lists back to tuples, at any depth."""
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+        image, label = self.planes(case, z)
+        return image, label
 
 
 def case_files(folder: Path) -> Iterator[Path]:

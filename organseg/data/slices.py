@@ -6,6 +6,7 @@ the number of delivered batches has to be known to resume exactly.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from organseg.batch import Batch, WholeCase
 from organseg.data.augment import SliceAugmentation
 from organseg.data.cache import SliceReader
 from organseg.data.cohort import Cohort, CohortCase, CohortOptions, load_cohort
+from organseg.data.pseudo_labels import RoundLabels, merge
 from organseg.data.sampling import SlicePlan, StepSampler
 from organseg.errors import UsageError
 from organseg.volumes import Preprocessing, WorkingGrid, fit_normalisation
@@ -73,6 +75,13 @@ class SliceDataModule(L.LightningDataModule):
         self.seed, self.batch_size, self.workers = seed, batch_size, workers
         self.window_hu, self.augmentation = window_hu, augmentation
         self.preprocessing = Preprocessing(_working_grid(self.cohort), self._normalisation())
+        self.enter_phase(0, None)
+
+    def enter_phase(self, index: int, pseudo_labels: Path | None) -> None:
+        """From now on train in the order of this phase, with the pseudo-labels of a folder, or with none."""
+        keys = [case.key for case in self.cohort.train]
+        self.phase = index
+        self.round_labels = RoundLabels(pseudo_labels, keys, self.case_keys("predict")) if pseudo_labels else None
 
     def _normalisation(self) -> Any:
         """Of the fold's training cases; None where they are MR."""
@@ -90,7 +99,36 @@ class SliceDataModule(L.LightningDataModule):
         return tuple(case.key for case in self._cases(stage))
 
     def _cases(self, stage: str) -> tuple[CohortCase, ...]:
+        """`predict` means relabelling: training cases that lack an organ, and never a validation or test case."""
+        if stage == "predict":
+            return tuple(case for case in self.cohort.train if not case.known.all())
         return self.cohort.test if stage == "test" else self.cohort.val
+
+    def unknown_organs(self, key: str) -> NDArray[np.bool_]:
+        """[K]: organs that a training case does not annotate."""
+        return ~self._training_case(key).known
+
+    def voxel_ml(self, key: str) -> float:
+        """Volume of a voxel of the case's working grid."""
+        return float(np.prod(self._training_case(key).cached.header.spacing)) / 1000
+
+    def hidden_organs(self, key: str) -> NDArray[np.bool_]:
+        """[K]: organs whose truth `label_share` hides in a training case."""
+        return self._hidden(key).known
+
+    def hidden_truth(self, key: str) -> NDArray[np.uint8]:
+        """What `label_share` hides of a training case, [Z, Y, X], 0 elsewhere: for reports, never for training."""
+        hidden = self._hidden(key)
+        return hidden.lookup[hidden.cached.arrays().label]
+
+    def _hidden(self, key: str) -> CohortCase:
+        """The case, seen through the organs that it hides."""
+        case = self._training_case(key)
+        known = frozenset(case.cached.header.annotated) & frozenset(self.organs)
+        return replace(case, annotated=known - case.annotated)
+
+    def _training_case(self, key: str) -> CohortCase:
+        return next(case for case in self.cohort.train if case.key == key)
 
     def train_dataloader(self) -> "ResumableLoader":
         """`max_steps` global batches of this rank's share."""
@@ -102,13 +140,13 @@ class SliceDataModule(L.LightningDataModule):
             raise UsageError(f"batch_size {self.batch_size} cannot be shared equally by {trainer.world_size} ranks")
         steps = trainer.max_steps * trainer.accumulate_grad_batches
         sampler = StepSampler(steps, self.batch_size, trainer.global_rank, trainer.world_size)
-        samples = SliceSamples(self.cohort.train, self.plan(), self.preprocessing, self.augmentation)
+        samples = SliceSamples(self.cohort.train, self.plan(), self.preprocessing, self.augmentation, self.round_labels)
         return ResumableLoader(samples, sampler, self.workers)
 
     def plan(self) -> SlicePlan:
         """The order of all training slices."""
-        slices, by_organ = slice_tables(self.cohort.train)
-        return SlicePlan(slices, by_organ, self.batch_size, self.seed)
+        slices, by_organ = slice_tables(self.cohort.train, self.round_labels)
+        return SlicePlan(slices, by_organ, self.batch_size, self.seed, self.phase)
 
     def val_dataloader(self) -> DataLoader[WholeCase | None] | list[Any]:
         """This rank's validation cases, on the working grid; nothing where nobody validates."""
@@ -117,6 +155,10 @@ class SliceDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[WholeCase | None]:
         """This rank's test cases, on their files' own grids."""
         return self._whole_cases("test")
+
+    def predict_dataloader(self) -> DataLoader[WholeCase | None]:
+        """This rank's cases to relabel, on the working grid; their truth is what they annotate."""
+        return self._whole_cases("predict")
 
     def _whole_cases(self, stage: str) -> DataLoader[WholeCase | None]:
         trainer = self.trainer
@@ -139,14 +181,17 @@ def _working_grid(cohort: Cohort) -> WorkingGrid:
     return WorkingGrid(*chosen.pop())
 
 
-def slice_tables(cases: Sequence[CohortCase]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+def slice_tables(
+    cases: Sequence[CohortCase], pseudo: RoundLabels | None = None
+) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
     """All slices, and the slices that show each organ.
 
     Args:
         cases: Training cases.
+        pseudo: Their pseudo-labels.
 
     Returns:
-        [N, 2] (case, z), and for each organ that some case annotates and shows, [n, 2] likewise.
+        [N, 2] (case, z), and for each organ that some case annotates (or was given) and shows, [n, 2] likewise.
     """
     slices: list[NDArray[np.int64]] = []
     shown: dict[int, list[NDArray[np.int64]]] = {}
@@ -155,6 +200,10 @@ def slice_tables(cases: Sequence[CohortCase]) -> tuple[NDArray[np.int64], list[N
         slices.append(np.stack([np.full(len(counts), number), np.arange(len(counts))], axis=1))
         for channel, column in case.columns():
             z = np.flatnonzero(counts[:, column])
+            shown.setdefault(channel, []).append(np.stack([np.full(len(z), number), z], axis=1))
+        added = pseudo.counts(number) if pseudo else None
+        for channel, in_slices in enumerate(added.T if added is not None else ()):
+            z = np.flatnonzero(in_slices)
             shown.setdefault(channel, []).append(np.stack([np.full(len(z), number), z], axis=1))
     tables = [np.concatenate(shown[channel]) for channel in sorted(shown)]
     return np.concatenate(slices), [table for table in tables if len(table)]
@@ -169,8 +218,10 @@ class SliceSamples(Dataset[dict[str, Any]]):
         plan: SlicePlan,
         preprocessing: Preprocessing,
         augmentation: SliceAugmentation | None,
+        pseudo: RoundLabels | None = None,
     ) -> None:
         self.plan = plan
+        self.pseudo = pseudo
         self.reader = SliceReader([case.cached.path for case in cases])
         self.lookups = [case.lookup for case in cases]
         self.known = [case.known for case in cases]
@@ -187,6 +238,9 @@ class SliceSamples(Dataset[dict[str, Any]]):
         image, label = self.reader.read(draw.case, draw.z)
         normalisation = self.normalisations[draw.case]
         image, label, after = normalisation(image), self.lookups[draw.case][label], np.eye(3)
+        pseudo = self.pseudo.plane(draw.case, draw.z) if self.pseudo else None
+        if pseudo is not None:
+            label = merge(label, pseudo)
         if self.transforms:
             image, label, after = self.transforms[normalisation.floor](image, label, draw.rng)
         return {

@@ -42,6 +42,8 @@ class SegmentationModule(L.LightningModule):
     """
 
     preprocessing: Preprocessing
+    lr_share: float = 1.0
+    """Of the optimiser's learning rate: less where a curriculum goes on training from trained weights."""
 
     def __init__(
         self,
@@ -95,7 +97,9 @@ class SegmentationModule(L.LightningModule):
         """The optimiser, with the learning rate decaying exponentially over `trainer.max_steps`."""
         optimizer = self.optimizer(self.network.parameters())
         steps = self.trainer.max_steps
-        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_decay ** (step / steps))
+        decay = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.lr_share * self.lr_decay ** (step / steps)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "step"}}
 
     def describe(self) -> dict[str, Any]:
@@ -129,7 +133,17 @@ class SegmentationModule(L.LightningModule):
 
     def segment(self, case: WholeCase, keep: Callable[[int, Tensor], None] | None = None) -> NDArray[np.uint8]:
         """Labels [Z, Y, X] on the case's wanted grid."""
-        return segment_slices(case, self.probabilities, self.decide, device=self.device, keep=keep)
+        return self.sweep(case, self.probabilities, self.decide, keep)
+
+    def sweep(
+        self,
+        case: WholeCase,
+        outputs: Callable[[Tensor], Tensor],
+        decide: Callable[[Tensor], Tensor],
+        keep: Callable[[int, Tensor], None] | None = None,
+    ) -> NDArray[np.uint8]:
+        """A whole case through `outputs` (images -> channels), decided slab by slab; `keep` sees each slab."""
+        return segment_slices(case, outputs, decide, device=self.device, keep=keep)
 
     def on_validation_epoch_start(self) -> None:
         """Count every validation case once, over all ranks."""

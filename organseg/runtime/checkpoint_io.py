@@ -61,6 +61,25 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     publish(path, write)
 
 
+def publish_copy(source: Path, target: Path) -> None:
+    """Publish a verified checkpoint under another name, with its hash.
+
+    Raises:
+        IntegrityError: If the source is damaged.
+        StorageError: If it cannot be written.
+    """
+    digest = verify_checkpoint(source)
+    content = source.read_bytes()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _publish_list(target, [digest, *_listed(target)[:1]])
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    publish(target, write)
+    _publish_list(target, [digest])
+
+
 def _hash_file(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 

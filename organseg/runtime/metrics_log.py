@@ -61,6 +61,51 @@ class MetricsLog(Logger):
         publish_text(self.path, text.getvalue())
 
 
+class StepOffset(Logger):
+    """Another logger, whose steps begin at `offset`: the phases of a run on one axis."""
+
+    def __init__(self, logger: Logger, offset: int) -> None:
+        super().__init__()
+        self.logger = logger
+        self.offset = offset
+
+    @property
+    def name(self) -> str | None:
+        """The other's."""
+        return self.logger.name
+
+    @property
+    def version(self) -> int | str | None:
+        """The other's."""
+        return self.logger.version
+
+    @property
+    def save_dir(self) -> str | None:
+        """The other's."""
+        return self.logger.save_dir
+
+    @property
+    def experiment(self) -> Any:
+        """The other's."""
+        return getattr(self.logger, "experiment", None)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """As the other does."""
+        self.logger.log_hyperparams(params, *args, **kwargs)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """At the step on the run's axis."""
+        self.logger.log_metrics(dict(metrics), (step or 0) + self.offset)
+
+    def save(self) -> None:
+        """As the other does."""
+        self.logger.save()
+
+    def finalize(self, status: str) -> None:
+        """As the other does."""
+        self.logger.finalize(status)
+
+
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:
     """All whole lines of a `metrics.csv`; [] where there is none. A line torn by a kill is left out."""
     if not path.exists():

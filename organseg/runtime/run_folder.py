@@ -23,7 +23,8 @@ from organseg.batch import Describable
 from organseg.errors import IntegrityError, StorageError, UsageError
 from organseg.files import publish_text, reap_stale
 
-_OWN = ("run.json", "config.yaml", "metrics.csv", "checkpoints", "test", "report", "pseudo_labels", "prior")
+_OWN = ("run.json", "config.yaml", "metrics.csv", "checkpoints", "test", "report", "pseudo_labels", "prior",
+        "journal.jsonl", "[0-9][0-9]_round*")  # fmt: skip
 """What organseg writes into a run folder: `--overwrite` removes these and nothing else."""
 
 _FREE = {
@@ -48,6 +49,8 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
             **{key: value for key, value in config["data"]["init_args"].items() if key not in _FREE["data"]},
         },
     }
+    if config.get("curriculum"):
+        parts["curriculum"] = {key: value for key, value in config["curriculum"].items() if key != "round0"}
     return dict(_flat("", parts))
 
 
@@ -139,8 +142,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what organseg wrote, for `--overwrite`."""
-        for name in _OWN:
-            entry = self.path / name
+        for entry in [entry for name in _OWN for entry in self.path.glob(name)]:
             if entry.is_dir():
                 shutil.rmtree(entry)
             else:
@@ -170,7 +172,7 @@ class RunRecord(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Publish the config before the first step; all ranks have read the folder by now."""
-        if stage != "fit":
+        if stage not in ("fit", "predict"):
             return
         trainer.strategy.barrier("run folder was read")
         if trainer.is_global_zero:
@@ -186,7 +188,8 @@ class RunRecord(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say what network this is, of which organs, and what a scan goes through before it."""
-        assert isinstance(pl_module, Describable)
+        if not isinstance(pl_module, Describable):
+            return  # a helper of the training, which predicts nothing
         checkpoint["organseg"] = plain(
             {
                 "version": __version__,

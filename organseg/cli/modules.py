@@ -1,0 +1,53 @@
+"""Methods from plain values: what a config says, or what a checkpoint says of itself."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from organseg.errors import IntegrityError
+from organseg.methods.base import SegmentationModule
+from organseg.runtime.checkpoint_io import load_checkpoint
+from organseg.volumes import Preprocessing
+
+TRUSTED = [
+    "organseg",
+    "torch.nn",
+    "torch.optim",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.strategies",
+    "lightning.pytorch.profilers",
+]
+"""What a config may name; more only by `--trust-import` on the command line (FAULTS.md 4)."""
+
+
+def build_module(model: Mapping[str, Any], organs: Sequence[str]) -> SegmentationModule:
+    """A new module from its `class_path` and `init_args`."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(SegmentationModule, "model")
+    given = {**model, "init_args": {**model["init_args"], "organs": list(organs)}}
+    module: SegmentationModule = parser.instantiate_classes(parser.parse_object({"model": given})).model
+    return module
+
+
+def load_module(path: Path) -> SegmentationModule:
+    """The method of a checkpoint with its weights, ready to predict.
+
+    Raises:
+        IntegrityError: If the checkpoint is damaged, foreign, or names a class that is not trusted.
+    """
+    checkpoint = load_checkpoint(path)
+    record = checkpoint.get("organseg")
+    if not isinstance(record, dict):
+        raise IntegrityError(f"{path}: not a checkpoint of organseg; train one with `organseg fit`")
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=TRUSTED)
+    try:
+        module = build_module(record["model"], record["organs"])
+        module.load_state_dict(checkpoint["state_dict"])
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise IntegrityError(f"{path}: does not fit this version of organseg: {why}") from error
+    module.preprocessing = Preprocessing.from_json(record["preprocessing"])
+    return module.eval()

@@ -1,0 +1,325 @@
+"""`Curriculum`: relabelling rounds in one `fit` (METHOD.md 1.5, Algorithms 1 and 2).
+
+Each phase (train, confidence, relabel) is an ordinary Trainer run that turns published files into published files. No
+object crosses a phase's edge, so a run that was killed takes the path of one that was not: finished phases are skipped
+by the journal, the unfinished one goes on from its own checkpoint by Lightning's plain resume. One fit that switches
+phases in a callback would have to clear optimisers, learning rates, patience and best scores by hand, and re-wrap DDP
+for a module whose trained parameters change; entering one Trainer's fit twice trains nothing at all.
+
+The methods know nothing of rounds. A phase's index is 3 t - 2 for the confidence, 3 t - 1 for the relabelling and 3 t
+for the training of round t, whatever the score: batches of one round are the same for every score.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, final
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+
+from organseg.batch import RelabelSource
+from organseg.curriculum.journal import Entry, Journal, digest_of
+from organseg.curriculum.quality import report_round
+from organseg.curriculum.relabel import Relabelling, Round, StopBetweenCases
+from organseg.curriculum.scores import LearnedConfidence, MaximumClassProbability, Score
+from organseg.data.pseudo_labels import PSEUDO_LABELS, path_of, read_round_header
+from organseg.data.sealed import verify_sealed
+from organseg.errors import IntegrityError, NumericsError, UsageError
+from organseg.methods.base import SegmentationModule
+from organseg.runtime.checkpoint_io import load_checkpoint, newest_good, publish_copy, verify_checkpoint
+from organseg.runtime.run_folder import RunFolder
+
+Kind = Literal["train", "confidence", "relabel"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One step of the plan."""
+
+    index: int
+    round_index: int
+    kind: Kind
+
+    @property
+    def name(self) -> str:
+        """Its folder in the run, and its name in the journal."""
+        return f"{self.index:02d}_round{self.round_index}_{self.kind}"
+
+
+class Host(Protocol):
+    """What the command line gives a curriculum: the run, and fresh modules and trainers of its config."""
+
+    run_folder: RunFolder
+    seed: int
+    round0_steps: int
+    fresh: bool
+    """Whatever lies in the run folder is to be removed."""
+    identity: dict[str, Any]
+    """Of the run; the curriculum's own options begin with `curriculum.`."""
+
+    def new_module(self, seed: int) -> SegmentationModule:
+        """A module with new weights."""
+
+    def new_trainer(
+        self, folder: Path, seed: int, steps: int, offset: int, kind: Kind, callbacks: Sequence[Callback]
+    ) -> L.Trainer:
+        """A trainer whose checkpoints lie in the folder; steps are logged from `offset` on."""
+
+
+@final
+class Curriculum(Callback):
+    """Drives the rounds; in each phase's trainer it checks that all ranks are at the same place.
+
+    Args:
+        rounds: T. Round 0 trains on annotations alone, `trainer.max_steps` long.
+        gamma_max: Share of the candidates that the last round adds; round t adds t / T of it.
+        round_steps: Optimiser steps of each later round's training.
+        score: Ranks candidates: `confidence` (learned), `mcp` (probability), or another `Score`.
+        start: Weights that a round's training starts from: `initial` (round 0's), `previous` (the last round's) or
+            `scratch`.
+        lr_share: Learning rate at the start of a round that starts from trained weights, as a share of round 0's.
+        accumulate: Keep the pseudo-labels of earlier rounds and add to them, instead of choosing anew in each round.
+        result: The `last` round's network, or that of the `best` round on the validation cases.
+        round0: Run folder whose round 0 is taken over, if it was trained with the same config and data.
+    """
+
+    def __init__(
+        self,
+        rounds: int = 3,
+        gamma_max: float = 1.0,
+        round_steps: int = 1000,
+        score: Literal["confidence", "mcp"] | Score = "confidence",
+        start: Literal["initial", "previous", "scratch"] = "initial",
+        lr_share: float = 0.5,
+        accumulate: bool = False,
+        result: Literal["last", "best"] = "last",
+        round0: Path | None = None,
+    ) -> None:
+        if rounds < 1 or round_steps < 1 or not 0 < gamma_max <= 1 or not 0 < lr_share <= 1:
+            raise UsageError(
+                f"curriculum: rounds {rounds} and round_steps {round_steps} must be at least 1, gamma_max {gamma_max} "
+                f"and lr_share {lr_share} in 0..1"
+            )
+        named: dict[str, Score] = {"confidence": LearnedConfidence(), "mcp": MaximumClassProbability()}
+        self.score: Score = named[score] if isinstance(score, str) else score
+        self.rounds = rounds
+        self.gamma_max = gamma_max
+        self.round_steps = round_steps
+        self.start = start
+        self.lr_share = lr_share
+        self.accumulate = accumulate
+        self.result = result
+        self.round0 = round0
+        self.phase = Phase(0, 0, "train")
+        self.parent = ""
+
+    # The plan.
+
+    def plan(self) -> list[Phase]:
+        """All phases, in order."""
+        phases = [Phase(0, 0, "train")]
+        for t in range(1, self.rounds + 1):
+            if self.score.steps:
+                phases.append(Phase(3 * t - 2, t, "confidence"))
+            phases += [Phase(3 * t - 1, t, "relabel"), Phase(3 * t, t, "train")]
+        return phases
+
+    def steps_of(self, phase: Phase, round0_steps: int) -> int:
+        """Optimiser steps of a phase."""
+        if phase.kind == "relabel":
+            return 0
+        if phase.kind == "confidence":
+            return self.score.steps
+        return self.round_steps if phase.round_index else round0_steps
+
+    # The driver.
+
+    def run(self, host: Host, data: L.LightningDataModule) -> Path:
+        """Walk the plan from the first unfinished phase; returns the resulting checkpoint.
+
+        Raises:
+            IntegrityError: If a finished phase's result, or the adopted round 0, is not what it was.
+            NumericsError: If a round found no candidate of any organ.
+        """
+        self.host, self.data, self.folder = host, data, host.run_folder.path
+        source: RelabelSource = data  # type: ignore[assignment]  # a Protocol, checked by use
+        if not source.case_keys("predict"):
+            raise UsageError("curriculum: every training case annotates every organ: there is nothing to relabel")
+        if self.result == "best" and not source.case_keys("validate"):
+            raise UsageError("curriculum: `result: best` needs validation cases: set data.init_args.val_share")
+        self.journal = Journal(self.folder, _digest)
+        plan = self.plan()
+        root = digest_of(host.identity)
+        entries = [] if host.fresh else self.journal.finished([phase.name for phase in plan], root)
+        self.adopted = self._adopt(root) if self.round0 and not entries else None
+        if self.adopted:
+            entries = [self.adopted]
+        offsets = np.cumsum([0, *(self.steps_of(phase, host.round0_steps) for phase in plan)])
+        self.scores = {entry.phase: entry.score for entry in entries}
+        for number, phase in enumerate(plan):
+            if number < len(entries):
+                continue
+            self.phase, self.parent = phase, entries[-1].digest if entries else root
+            outputs, score = self._run_phase(phase, int(offsets[number]), source)
+            entries.append(Entry(phase.name, self.parent, outputs, score))
+            self.scores[phase.name] = score
+            if self.trainer.is_global_zero:
+                self.journal.append(entries[-1])
+            self.trainer.strategy.barrier(f"{phase.name} is in the journal")
+        return self._checkpoint(self._chosen(plan))
+
+    def _run_phase(self, phase: Phase, offset: int, source: RelabelSource) -> tuple[dict[str, str], float | None]:
+        """Run one phase; returns its results' digests, and the validation score where it is asked for."""
+        seed = _seed_of(self.host.seed, phase.index)
+        module = self.host.new_module(seed)
+        steps = self.steps_of(phase, self.host.round0_steps)
+        folder = self.folder / phase.name
+        more: list[Callback] = [self, *([StopBetweenCases()] if phase.kind == "relabel" else [])]
+        self.trainer = self.host.new_trainer(folder, seed, max(steps, 1), offset, phase.kind, more)
+        if phase.kind == "relabel":
+            return self._relabel(phase, module, source), None
+        source.enter_phase(phase.index, self._pseudo_labels(phase))
+        trained: L.LightningModule = module
+        if phase.kind == "confidence":
+            self._load(module, self._latest(phase))
+            learner = self.score.learner(module)
+            assert learner is not None
+            trained = learner
+        elif phase.round_index and self.start != "scratch":
+            self._load(module, Phase(0, 0, "train") if self.start == "initial" else self._latest(phase))
+            module.lr_share = self.lr_share
+        resume, problems = (None, []) if self.host.fresh else newest_good(folder / "checkpoints")
+        for problem in problems:
+            print(f"organseg: warning: {problem}; going on from an older checkpoint", file=sys.stderr)
+        self.trainer.fit(trained, datamodule=self.data, ckpt_path=resume, weights_only=True)
+        score = None
+        if phase.kind == "train" and self.result == "best":
+            self.trainer.validate(module, datamodule=self.data, verbose=False)
+            score = float(self.trainer.callback_metrics["val/dsc"])
+        last = folder / "checkpoints" / "last.ckpt"
+        return {str(last.relative_to(self.folder)): verify_checkpoint(last)}, score
+
+    def _relabel(self, phase: Phase, module: SegmentationModule, source: RelabelSource) -> dict[str, str]:
+        """Make a round's pseudo-labels and report on them."""
+        t = phase.round_index
+        self._load(module, self._latest(phase))
+        learner = self.score.learner(module)
+        if learner is not None:
+            confidence = self.folder / f"{Phase(3 * t - 2, t, 'confidence').name}/checkpoints/last.ckpt"
+            learner.load_state_dict(load_checkpoint(confidence)["state_dict"])
+        before = self._round_folder(t - 1) if self.accumulate and t > 1 else None
+        task = Round(t, self.gamma_max * t / self.rounds, self._round_folder(t), self.parent, before)
+        relabelling = Relabelling(module, learner, self.score.scorer(module, learner), task)
+        self.trainer.predict(relabelling, datamodule=self.data, return_predictions=False)
+        self.trainer.strategy.barrier("all cases are relabelled")
+        keys = source.case_keys("predict")
+        headers = [read_round_header(task.folder, key) for key in keys]
+        if self.trainer.is_global_zero:
+            report_round(self.folder / phase.name, task.folder, headers, source)
+        self.trainer.strategy.barrier("the round is reported")
+        if not any(any(header.candidates) for header in headers):
+            raise NumericsError(
+                f"round {t}: the network finds no candidate of any unlabelled organ; train round 0 longer "
+                "(trainer.max_steps), or look at its predictions first"
+            )
+        files = [path_of(task.folder, key) for key in keys]
+        return {str(path.relative_to(self.folder)): _digest(path) for path in files}
+
+    # Where things are.
+
+    def _round_folder(self, t: int) -> Path:
+        return self.folder / "pseudo_labels" / f"round_{t}"
+
+    def _pseudo_labels(self, phase: Phase) -> Path | None:
+        """Of a training; the confidence network sees annotations alone."""
+        return self._round_folder(phase.round_index) if phase.kind == "train" and phase.round_index else None
+
+    def _latest(self, phase: Phase) -> Phase:
+        """The training before a phase."""
+        before = phase.round_index - 1
+        return Phase(3 * before, before, "train")
+
+    def _checkpoint(self, phase: Phase) -> Path:
+        path = self.folder / phase.name / "checkpoints" / "last.ckpt"
+        return _round0_of(self.round0) if phase.index == 0 and self.adopted and self.round0 else path
+
+    def _load(self, module: SegmentationModule, phase: Phase) -> None:
+        module.load_state_dict(load_checkpoint(self._checkpoint(phase))["state_dict"])
+
+    def _chosen(self, plan: Sequence[Phase]) -> Phase:
+        """Of the phase whose network is the result; the earliest of equally good ones."""
+        trained = [phase for phase in plan if phase.kind == "train"]
+        if self.result == "last":
+            return trained[-1]
+        return max(trained, key=lambda phase: self.scores[phase.name] or 0.0)
+
+    def _adopt(self, root: str) -> Entry:
+        """Round 0 of another run, if it is the one that this run would train."""
+        assert self.round0 is not None
+        path = _round0_of(self.round0)
+        checkpoint = load_checkpoint(path)
+        found = _of_round0(checkpoint.get("organseg", {}).get("identity", {}))
+        wanted = _of_round0(self.host.identity)
+        if found != wanted:
+            keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+            raise IntegrityError(
+                f"{path}: not the round 0 of this run\n  "
+                + "\n  ".join(f"{key}: there {found.get(key, 'nothing')}, here {wanted.get(key)}" for key in keys)
+            )
+        if checkpoint["global_step"] != self.host.round0_steps:
+            raise IntegrityError(
+                f"{path}: stopped after {checkpoint['global_step']} of {self.host.round0_steps} steps; finish that run"
+            )
+        name = f"{Phase(0, 0, 'train').name}/checkpoints/last.ckpt"
+        return Entry(Phase(0, 0, "train").name, root, {name: verify_checkpoint(path)})
+
+    # As a callback of each phase's trainer.
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """The first moment at which ranks can talk: all must be at the same place."""
+        mine = (self.phase.name, self.parent)
+        agreed = trainer.strategy.broadcast(mine) == mine
+        if not trainer.strategy.reduce_boolean_decision(agreed):
+            raise IntegrityError(f"{self.folder}: the ranks disagree about the next phase; is the folder shared?")
+        if self.adopted and trainer.is_global_zero:
+            assert self.round0 is not None
+            publish_copy(_round0_of(self.round0), self.folder / next(iter(self.adopted.outputs)))
+            self.journal.append(self.adopted)
+        if self.adopted:
+            trainer.strategy.barrier("round 0 is taken over")
+            self.adopted = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where a checkpoint belongs."""
+        return {"phase": self.phase.name, "parent": self.parent}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another phase."""
+        if state_dict != self.state_dict():
+            raise IntegrityError(
+                f"{self.folder / self.phase.name}: its checkpoint belongs to {state_dict}, expected "
+                f"{self.state_dict()}; remove that folder to do the phase again"
+            )
+
+
+def _digest(path: Path) -> str:
+    """Of a result: a checkpoint or a pseudo-label file."""
+    return verify_checkpoint(path) if path.suffix == ".ckpt" else verify_sealed(path, PSEUDO_LABELS)
+
+
+def _round0_of(run: Path) -> Path:
+    """The checkpoint of a run's round 0: a curriculum's, or that of a run without rounds."""
+    phase = run / Phase(0, 0, "train").name / "checkpoints" / "last.ckpt"
+    return phase if phase.exists() else run / "checkpoints" / "last.ckpt"
+
+
+def _of_round0(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in identity.items() if not key.startswith("curriculum.")}
+
+
+def _seed_of(seed: int, index: int) -> int:
+    """Round 0 is seeded as a run without rounds is."""
+    return seed if index == 0 else int(np.random.default_rng([seed, 3, index]).integers(2**31))

@@ -1,0 +1,109 @@
+"""The journal of a curriculum: which phases are finished, and that their results are still what they were.
+
+`RUN/journal.jsonl` gets one fsynced line for each *finished* phase. A line names its parent (the digest of the line
+before, at first of the run's identity) and the digests of its results; a phase counts as done when its line is chained
+and its results verify. The line is what makes a round's pseudo-labels the current ones: nothing else decides.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from organseg.errors import IntegrityError, StorageError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished phase.
+
+    Attributes:
+        phase: Its name.
+        parent: Digest of what it follows from.
+        outputs: Path below the run -> digest of a result.
+        score: Mean DSC of the validation cases, where it was asked for.
+    """
+
+    phase: str
+    parent: str
+    outputs: dict[str, str]
+    score: float | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of the whole line."""
+        return digest_of(self.__dict__)
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of plain values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+class Journal:
+    """The journal of one run.
+
+    Args:
+        run: The run folder.
+        digest: Digest of a result file; raises where it is damaged or missing.
+    """
+
+    def __init__(self, run: Path, digest: Callable[[Path], str]) -> None:
+        self.run = run
+        self.path = run / "journal.jsonl"
+        self.digest = digest
+
+    def finished(self, phases: Sequence[str], root: str) -> list[Entry]:
+        """The leading phases whose lines are chained from `root`.
+
+        Raises:
+            IntegrityError: If a result of one of them is damaged or missing.
+        """
+        lines = {(entry.phase, entry.parent): entry for entry in self._entries()}
+        found: list[Entry] = []
+        parent = root
+        for phase in phases:
+            entry = lines.get((phase, parent))
+            if entry is None:
+                break
+            found.append(entry)
+            parent = entry.digest
+        for entry in found:
+            for name, digest in entry.outputs.items():
+                if self.digest(self.run / name) != digest:
+                    raise self._changed(entry, name)
+        return found
+
+    def append(self, entry: Entry) -> None:
+        """Write a line, durably; it begins with a line end, so that a torn one before it does no harm.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        try:
+            with self.path.open("ab") as file:
+                file.write(b"\n" + json.dumps(entry.__dict__, sort_keys=True).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: cannot be written: {error.strerror}; free space, then run again"
+            ) from error
+
+    def _entries(self) -> list[Entry]:
+        entries = []
+        for line in self.path.read_bytes().split(b"\n") if self.path.exists() else []:
+            try:
+                entries.append(Entry(**json.loads(line)))
+            except (ValueError, TypeError):
+                continue  # torn by a kill: that phase is not finished
+        return entries
+
+    def _changed(self, entry: Entry, name: str) -> IntegrityError:
+        return IntegrityError(
+            f"{self.run / name}: changed since {entry.phase} was finished; restore it, or remove the lines from "
+            f"{entry.phase} on in {self.path} to do it again"
+        )

@@ -1,0 +1,166 @@
+"""How good a round's pseudo-labels are, as tables (METHOD.md 1.5 and 1.6).
+
+`cases.csv` has a row for each case and organ: what was added, its volume against what is plausible, its pieces; where
+the truth is only hidden (`label_share`), also how much of it is right. `organs.csv` sums the rows up, with precision,
+recall and the ranking metrics of the score and, beside it, of the probability, over all candidates.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from organseg.anatomy import ORGANS
+from organseg.batch import RelabelSource
+from organseg.data.pseudo_labels import PseudoLabels, RoundHeader, read_pseudo_labels
+from organseg.files import publish_text
+from organseg.metrics.ranking import ranking
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """One organ that a case does not annotate.
+
+    Attributes:
+        case: Case key.
+        organ: Canonical name.
+        candidates: Voxels that could have been added.
+        added: Voxels that carry a pseudo-label of this organ now.
+        volume_ml: Of these.
+        plausible: `yes`, `low`, `high`, or `none` where nothing was added.
+        pieces: Connected components of them.
+        right: Added voxels that the hidden truth confirms; empty where nothing is hidden.
+        missing: Voxels of the hidden truth.
+    """
+
+    case: str
+    organ: str
+    candidates: int
+    added: int
+    volume_ml: float
+    plausible: str
+    pieces: int
+    right: int | None
+    missing: int | None
+
+
+@dataclass(frozen=True)
+class OrganRow:
+    """One organ over all cases that lack it; rates are empty where no truth is hidden, or nothing was added."""
+
+    organ: str
+    cases: int
+    without_candidate: int
+    candidates: int
+    added: int
+    precision: float | None = None
+    recall: float | None = None
+    score_auc: float | None = None
+    score_ap_success: float | None = None
+    score_ap_error: float | None = None
+    probability_auc: float | None = None
+    probability_ap_success: float | None = None
+    probability_ap_error: float | None = None
+
+
+def report_round(folder: Path, labels: Path, headers: Sequence[RoundHeader], source: RelabelSource) -> None:
+    """Write a round's tables and print the second.
+
+    Args:
+        folder: Of the phase.
+        labels: Of the round's pseudo-labels.
+        headers: Of all relabelled cases.
+        source: Knows what is hidden.
+    """
+    organs = headers[0].organs
+    rows: list[CaseRow] = []
+    ranked: dict[str, list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]]] = {}
+    for header in headers:
+        voxels = read_pseudo_labels(labels, header.key)
+        unknown, hidden = source.unknown_organs(header.key), source.hidden_organs(header.key)
+        truth = source.hidden_truth(header.key)
+        for channel in np.flatnonzero(unknown):
+            inside = truth == channel + 1 if hidden[channel] else None
+            rows.append(_case_row(header, int(channel), voxels, inside, source.voxel_ml(header.key)))
+            if inside is not None:
+                ours = voxels.candidate == channel + 1
+                found = (voxels.score[ours], voxels.probability[ours], inside[ours])
+                ranked.setdefault(organs[channel], []).append(found)
+    summary = [_organ_row(organ, rows, ranked.get(organ, [])) for organ in organs]
+    summary = [row for row in summary if row.cases]
+    folder.mkdir(parents=True, exist_ok=True)
+    publish_text(folder / "cases.csv", _table(rows))
+    publish_text(folder / "organs.csv", _table(summary))
+    _show(headers[0], summary)
+
+
+def _case_row(
+    header: RoundHeader, channel: int, voxels: PseudoLabels, inside: NDArray[np.bool_] | None, voxel_ml: float
+) -> CaseRow:
+    organ = header.organs[channel]
+    mask = voxels.label == channel + 1
+    added = int(mask.sum())
+    low, high = ORGANS[organ].volume_ml
+    volume = added * voxel_ml
+    plausible = "none" if not added else "low" if volume < low else "high" if volume > high else "yes"
+    right = None if inside is None else int((mask & inside).sum())
+    missing = None if inside is None else int(inside.sum())
+    pieces = int(ndimage.label(mask)[1])
+    candidates = header.candidates[channel]
+    return CaseRow(header.key, organ, candidates, added, round(volume, 2), plausible, pieces, right, missing)
+
+
+def _organ_row(
+    organ: str,
+    rows: Sequence[CaseRow],
+    ranked: Sequence[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]],
+) -> OrganRow:
+    ours = [row for row in rows if row.organ == organ]
+    known = [row for row in ours if row.right is not None]
+    added, right = sum(row.added for row in known), sum(row.right or 0 for row in known)
+    missing = sum(row.missing or 0 for row in known)
+    numbers: list[float | None] = [None] * 6
+    if ranked:
+        score, probability, correct = (np.concatenate(part) for part in zip(*ranked, strict=True))
+        numbers = [_rate(value) for kind in (score, probability) for value in asdict(ranking(kind, correct)).values()]
+    return OrganRow(
+        organ,
+        len(ours),
+        sum(not row.candidates for row in ours),
+        sum(row.candidates for row in ours),
+        sum(row.added for row in ours),
+        _rate(right / added) if added else None,
+        _rate(right / missing) if missing else None,
+        *numbers,
+    )
+
+
+def _rate(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)
+
+
+def _table(rows: Sequence[CaseRow] | Sequence[OrganRow]) -> str:
+    text = io.StringIO()
+    if rows:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([field.name for field in fields(rows[0])])
+        writer.writerows([["" if value is None else value for value in asdict(row).values()] for row in rows])
+    return text.getvalue()
+
+
+def _show(header: RoundHeader, rows: Sequence[OrganRow]) -> None:
+    """One line an organ; organs without a candidate anywhere are named."""
+    print(f"\nround {header.round_index}: the {100 * header.gamma:.0f}% of the candidates with the highest score")
+    print(f"{'organ':<26}{'cases':>6}{'candidates':>12}{'added':>10}{'precision':>11}{'recall':>8}{'AUC':>7}")
+    for row in rows:
+        rates = [f"{100 * value:.1f}" if value is not None else "" for value in (row.precision, row.recall)]
+        auc = f"{row.score_auc:.2f}" if row.score_auc is not None else ""
+        print(f"{row.organ:<26}{row.cases:>6}{row.candidates:>12}{row.added:>10}{rates[0]:>11}{rates[1]:>8}{auc:>7}")
+    empty = [row.organ for row in rows if not row.candidates]
+    if empty:
+        print(f"organseg: warning: no candidate at all of {', '.join(empty)}: nothing was added for it in this round")

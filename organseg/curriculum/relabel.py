@@ -1,0 +1,211 @@
+"""Relabelling: which voxels that nobody annotated get a pseudo-label, and of which organ (METHOD.md 1.5).
+
+Candidates are found slab by slab and kept as index, organ, score and probability, so that memory grows with the number
+of candidates and not with organs times volume. Each case is one atomic file; what is there already is not made again.
+"""
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from organseg.batch import Segmenter, WholeCase
+from organseg.curriculum.scores import Scorer
+from organseg.data.pseudo_labels import PseudoLabels, RoundHeader, exists, read_pseudo_labels, write_pseudo_labels
+from organseg.errors import Interrupted
+from organseg.runtime.resume import SIGNALS
+
+THRESHOLD = 0.5
+"""A candidate's probability is at least this."""
+
+
+def select_confident(score: NDArray[Any], candidates: NDArray[np.bool_], gamma: float) -> NDArray[np.bool_]:
+    """The share of the candidates with the highest scores (METHOD.md 1.5).
+
+    Args:
+        score: Any shape.
+        candidates: The same shape.
+        gamma: Share to keep, 0..1.
+
+    Returns:
+        bool of that shape: exactly ceil(gamma n - 1e-9) of the n candidates, ties by lower index.
+
+    Raises:
+        ValueError: If gamma is not in 0..1, the shapes differ, or a candidate's score is NaN.
+    """
+    if not 0 <= gamma <= 1 or score.shape != candidates.shape:
+        msg = f"gamma must be in 0..1 and shapes equal, got {gamma}, {score.shape} and {candidates.shape}"
+        raise ValueError(msg)
+    places = np.flatnonzero(candidates)
+    ranked = score.ravel()[places]
+    if np.isnan(ranked).any():
+        msg = "a candidate's score is NaN"
+        raise ValueError(msg)
+    count = max(0, ceil(gamma * len(places) - 1e-9))
+    chosen = np.zeros(score.size, dtype=bool)
+    chosen[places[np.argsort(-ranked, kind="stable")[:count]]] = True
+    return chosen.reshape(score.shape)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round's relabelling is to do.
+
+    Attributes:
+        index: From 1.
+        gamma: Share of each organ's candidates to add.
+        folder: Where the files go.
+        made_by: Digest of all that they follow from.
+        before: Folder of the round whose additions stay; None where pseudo-labels are replaced.
+    """
+
+    index: int
+    gamma: float
+    folder: Path
+    made_by: str
+    before: Path | None
+
+
+class Candidates:
+    """Collects a case's candidates as its slabs complete.
+
+    Args:
+        label: [Z, Y, X] what is annotated or was added before: candidates are where it is 0.
+        unknown: [K] organs that the case does not annotate.
+    """
+
+    def __init__(self, label: NDArray[np.uint8], unknown: NDArray[np.bool_]) -> None:
+        self.label = label
+        self.channels = torch.from_numpy(np.flatnonzero(unknown))
+        self.organs = len(unknown)
+        self._found: list[list[NDArray[Any]]] = []
+
+    def best(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        """The most probable unannotated organ of each voxel: probability and place in `channels`, [b, *S] each."""
+        probability, place = both[:, self.channels].max(dim=1)
+        return probability, place
+
+    def add(self, start: int, both: Tensor) -> None:
+        """Probabilities and scores [b, 2K, Y, X] of the slices from `start` on."""
+        both = both.cpu()
+        probability, place = self.best(both)
+        free = torch.from_numpy(self.label[start : start + len(both)] == 0)
+        voxels = torch.nonzero((probability >= THRESHOLD) & free, as_tuple=True)
+        channel = self.channels[place[voxels]]
+        score = both[voxels[0], self.organs + channel, voxels[1], voxels[2]]
+        plane = self.label.shape[1] * self.label.shape[2]
+        index = (voxels[0] + start) * plane + voxels[1] * self.label.shape[2] + voxels[2]
+        self._found.append([tensor.numpy() for tensor in (index, channel + 1, score, probability[voxels])])
+
+    def collected(self) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+        """Flat index (rising), organ (channel + 1), score and probability of all candidates."""
+        index, organ, score, probability = (np.concatenate(part) for part in zip(*self._found, strict=True))
+        return index, organ.astype(np.uint8), score.astype(np.float32), probability.astype(np.float32)
+
+
+class Relabelling(L.LightningModule):
+    """Run by `trainer.predict` over the cases that lack an organ; ranks share the cases.
+
+    Args:
+        method: The trained segmentation.
+        learner: What the score needs, if it was trained; moved to the device with the method.
+        scorer: Gives probabilities and scores.
+        task: What to do.
+    """
+
+    def __init__(self, method: Segmenter, learner: nn.Module | None, scorer: Scorer, task: Round) -> None:
+        super().__init__()
+        self.method = method
+        self.learner = learner
+        self.scorer = scorer
+        self.task = task
+
+    def predict_step(self, case: WholeCase | None, batch_idx: int) -> None:
+        """Publish one case's pseudo-labels, unless they are there; None is a turn without a case."""
+        if case is None or exists(self.task.folder, case.key, self.task.made_by):
+            return
+        assert case.truth is not None
+        before = read_pseudo_labels(self.task.before, case.key) if self.task.before else None
+        label = case.truth if before is None else np.where(case.truth == 0, before.label, case.truth)
+        candidates = Candidates(label, ~case.annotated)
+        self.method.sweep(case, self.scorer, _nothing, candidates.add)
+        voxels, header = select(candidates, before, self.task, case.key, self.method.organs)
+        write_pseudo_labels(self.task.folder, header, voxels)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Whole cases stay where they are: their slabs travel."""
+        return batch
+
+
+def _nothing(both: Tensor) -> Tensor:
+    return torch.zeros(len(both), *both.shape[2:], dtype=torch.uint8)
+
+
+def select(
+    candidates: Candidates, before: PseudoLabels | None, task: Round, key: str, organs: Sequence[str]
+) -> tuple[PseudoLabels, RoundHeader]:
+    """Choose among a case's candidates, organ by organ."""
+    index, organ, score, probability = candidates.collected()
+    shape = candidates.label.shape
+
+    def volume(values: NDArray[Any]) -> NDArray[Any]:
+        flat = np.zeros(candidates.label.size, dtype=values.dtype)
+        flat[index] = values
+        return flat.reshape(shape)
+
+    chosen = np.zeros(len(index), dtype=bool)
+    found, added = [0] * len(organs), [0] * len(organs)
+    for channel in range(len(organs)):
+        ours = organ == channel + 1
+        picked = select_confident(score, ours, task.gamma)
+        chosen |= picked
+        found[channel], added[channel] = int(ours.sum()), int(picked.sum())
+    label = volume(np.where(chosen, organ, 0).astype(np.uint8))
+    rounds = volume(np.where(chosen, task.index, 0).astype(np.uint8))
+    if before is not None:
+        label, rounds = (
+            np.where(before.round > 0, before.label, label),
+            np.where(before.round > 0, before.round, rounds),
+        )
+    voxels = PseudoLabels(label, rounds, volume(organ), volume(score), volume(probability))
+    header = RoundHeader(key, tuple(organs), task.index, task.gamma, task.made_by, tuple(found), tuple(added))
+    return voxels, header
+
+
+class StopBetweenCases(L.Callback):
+    """Turns a signal during relabelling into `Interrupted`, on all ranks after the same turn."""
+
+    def __init__(self) -> None:
+        self.asked_to_stop = 0
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the signals, after Lightning took them for itself."""
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.asked_to_stop:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.asked_to_stop = number
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Agree after each turn."""
+        if trainer.strategy.reduce_boolean_decision(bool(self.asked_to_stop), all=False):
+            raise Interrupted("stopped by a signal while relabelling; the same command goes on with the next case")

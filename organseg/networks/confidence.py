@@ -1,0 +1,37 @@
+"""The head of the confidence network (METHOD.md 1.6; thesis, Table A.1)."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+_CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class ConfidenceHead(nn.Module):
+    """Features before a network's last convolution [B, features, *S] -> confidences [B, K, *S] in 0..1, fp32.
+
+    conv3 and relu for each hidden width, conv1 to K, sigmoid: 769,487 parameters with the default options.
+
+    Args:
+        features: Channels of the input.
+        out_channels: K.
+        hidden: Channels of the 3 x 3 convolutions.
+        dims: 2 for slices, 3 for volumes.
+    """
+
+    def __init__(
+        self, features: int = 64, out_channels: int = 7, hidden: Sequence[int] = (400, 120, 64, 64), dims: int = 2
+    ) -> None:
+        super().__init__()
+        conv = _CONV[dims]
+        widths = [features, *hidden]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [conv(before, after, 3, padding=1), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers, conv(widths[-1], out_channels, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Confidence of each organ's decision at each voxel."""
+        return torch.sigmoid(self.layers(features).float())  # in bf16, most confidences would be equal

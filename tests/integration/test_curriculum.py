@@ -1,0 +1,230 @@
+"""One `fit` with rounds: its phases, its result, and that killing it anywhere changes nothing (FAULTS.md 5, 6)."""
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import hdf5plugin  # noqa: F401 - the filter of the files
+import pytest
+import torch
+from toy import TOY, organseg
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PHASES = ["00_round0_train", "01_round1_confidence", "02_round1_relabel", "03_round1_train", "04_round2_confidence",
+          "05_round2_relabel", "06_round2_train"]  # fmt: skip
+
+
+def command(toy: Path, run: Path, *more: object) -> list[str]:
+    """Two rounds with a checkpoint after every step."""
+    words = ["fit", "--config", CONFIGS / "experiment" / "phantom_30_inerrant.yaml", "--data.init_args.cache",
+             toy / "cache", "--out", run, *TOY, "--trainer.max_steps=50", "--checkpoint_every_s=0",
+             "--curriculum.round_steps=5", "--curriculum.score.init_args.steps=5",
+             "--curriculum.score.init_args.hidden=[8]", *more]  # fmt: skip
+    return [str(word) for word in words]
+
+
+def weights(path: Path) -> str:
+    state = torch.load(path, weights_only=True)["state_dict"]
+    return hashlib.sha256(
+        b"".join(name.encode() + tensor.numpy().tobytes() for name, tensor in state.items())
+    ).hexdigest()
+
+
+def results(run: Path) -> dict[str, str]:
+    """Weights of every phase and of the result, bytes of every pseudo-label file apart from what made it."""
+    found = {str(path.relative_to(run)): weights(path) for path in sorted(run.rglob("last.ckpt"))}
+    for path in sorted(run.glob("pseudo_labels/*/*/*.h5")):
+        with h5py.File(path) as file:
+            arrays = b"".join(file[name][()].tobytes() for name in sorted(file))
+        found[str(path.relative_to(run))] = hashlib.sha256(arrays).hexdigest()
+    return found
+
+
+def journal(run: Path) -> list[str]:
+    lines = (run / "journal.jsonl").read_text().splitlines() if (run / "journal.jsonl").exists() else []
+    return [json.loads(line)["phase"] for line in lines if line]
+
+
+def losses(run: Path) -> list[str]:
+    return [line for line in (run / "metrics.csv").read_text().splitlines() if ",pace/" not in line]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("curriculum") / "run"
+    organseg(*command(toy, run))
+    return run
+
+
+@pytest.mark.slow
+def test_phases_results_and_reports(toy: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    run = uninterrupted
+    assert journal(run) == PHASES
+    last = run / "checkpoints" / "last.ckpt"
+    assert weights(last) == weights(run / PHASES[-1] / "checkpoints" / "last.ckpt")
+    assert len({weights(run / phase / "checkpoints" / "last.ckpt") for phase in PHASES if "train" in phase}) == 3
+    # Every optimiser step has a place of its own on one axis: 50 + 2 (5 + 5).
+    steps = [int(line.split(",")[0]) for line in losses(run)[1:]]
+    assert steps == list(range(70))
+    with (run / "02_round1_relabel" / "organs.csv").open() as file:
+        first = {row["organ"]: row for row in csv.DictReader(file)}
+    with (run / "05_round2_relabel" / "cases.csv").open() as file:
+        cases = list(csv.DictReader(file))
+    assert any(int(row["added"]) for row in first.values())
+    for row in first.values():
+        assert int(row["added"]) <= int(row["candidates"])
+    assert all(int(row["right"]) <= int(row["added"]) for row in cases)
+    done = organseg(*command(toy, run))
+    assert "nothing to do" in done.stdout
+    organseg("test", "--config", run / "config.yaml", "--ckpt_path", last)
+    organseg("predict", "--ckpt_path", last, "--input", toy / "phantoms" / "img" / "phantom_000.nii.gz",
+             "--out", tmp_path / "out")  # fmt: skip
+    assert (tmp_path / "out" / "phantom_000.nii.gz").exists()
+
+
+@pytest.mark.slow
+def test_round_0_is_a_run_without_rounds_and_can_be_taken_over(toy: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    plain, run = tmp_path / "plain", tmp_path / "run"
+    base = command(toy, plain)
+    at = base.index(str(CONFIGS / "experiment" / "phantom_30_inerrant.yaml"))
+    alone = [word for word in base if not word.startswith("--curriculum")]
+    alone[at] = str(CONFIGS / "experiment" / "phantom_30_inerrant0.yaml")
+    organseg(*alone)
+    assert weights(plain / "checkpoints" / "last.ckpt") == results(uninterrupted)[f"{PHASES[0]}/checkpoints/last.ckpt"]
+    organseg(*command(toy, run, "--curriculum.round0", plain))
+    assert journal(run) == PHASES
+    assert {name: digest for name, digest in results(run).items() if name.startswith(PHASES[0])}
+    assert results(run) == results(uninterrupted)
+    other = organseg(*command(toy, tmp_path / "other", "--curriculum.round0", plain, "--seed=1"), check=4)
+    assert "not the round 0 of this run" in other.stderr and "seed" in other.stderr
+
+
+def stop_when(words: list[str], condition: Callable[[], bool], with_signal: int) -> int:
+    """Start the command in a process group, signal the group once the condition holds; returns the exit code."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "organseg", *words],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if condition():
+            os.killpg(process.pid, with_signal)
+            break
+        time.sleep(0.003)
+    process.wait(timeout=60)
+    return process.returncode
+
+
+def moments(run: Path) -> list[Callable[[], bool]]:
+    """Training, confidence, relabelling, an edge, and the last training, in the order in which they come."""
+
+    def logged(step: int) -> Callable[[], bool]:
+        return lambda: (run / "metrics.csv").exists() and f"\n{step}," in (run / "metrics.csv").read_text()
+
+    return [
+        logged(20),
+        logged(52),
+        lambda: any((run / "pseudo_labels" / "round_1").rglob("*.h5")),
+        lambda: PHASES[2] in journal(run),
+        lambda: PHASES[4] in journal(run),
+        logged(67),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kill_9_in_every_phase(workers: int, toy: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = command(toy, run, f"--data.init_args.workers={workers}")
+    for moment in moments(run):
+        assert stop_when(words, moment, signal.SIGKILL) == -signal.SIGKILL
+    organseg(*words)
+    assert journal(run) == PHASES
+    assert results(run) == results(uninterrupted)
+    assert losses(run) == losses(uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_signal_in_training_and_in_relabelling_is_exit_75(toy: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = command(toy, run)
+    training, _, relabelling, *_ = moments(run)
+    assert stop_when(words, training, signal.SIGTERM) == 75
+    assert stop_when(words, relabelling, signal.SIGTERM) == 75
+    organseg(*words)
+    assert results(run) == results(uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_changed_pseudo_label_file_is_refused(toy: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = command(toy, run)
+    stop_when(words, lambda: PHASES[3] in journal(run), signal.SIGKILL)
+    file = next((run / "pseudo_labels" / "round_1").rglob("*.h5"))
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+    done = organseg(*words, check=4)
+    assert file.stem in done.stderr and "content hash" in done.stderr
+
+
+@pytest.mark.slow
+def test_nothing_to_relabel_is_said_at_once(toy: Path, tmp_path: Path) -> None:
+    done = organseg(*command(toy, tmp_path / "run", "--data.init_args.label_share=1.0"), check=2)
+    assert "nothing to relabel" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_network_that_finds_nothing_stops(toy: Path, tmp_path: Path) -> None:
+    done = organseg(*command(toy, tmp_path / "run", "--trainer.max_steps=1"), check=7)
+    assert "no candidate of any unlabelled organ" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["--curriculum.start=previous", "--curriculum.start=scratch",
+                                    "--curriculum.accumulate=true"])  # fmt: skip
+def test_options_change_what_they_say(change: str, toy: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    organseg(*command(toy, run, change))
+    found, plain = results(run), results(uninterrupted)
+    differ = {name.split("/")[0] for name in plain if found[name] != plain[name]}
+    assert PHASES[0] not in differ and PHASES[6] in differ
+    assert (PHASES[3] in differ) == ("scratch" in change)
+
+
+@pytest.mark.slow
+def test_the_best_round_is_chosen_on_validation_cases(toy: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    organseg(*command(toy, run, "--curriculum.result=best", "--data.init_args.val_share=0.3"))
+    entries = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines() if line]
+    scores = {entry["phase"]: entry["score"] for entry in entries if "train" in entry["phase"]}
+    assert len(scores) == 3 and all(0 <= score <= 1 for score in scores.values())
+    best = max(scores, key=lambda phase: scores[phase])
+    assert weights(run / "checkpoints" / "last.ckpt") == weights(run / best / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_two_ranks(toy: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = command(toy, run, "--trainer.devices=2", "--trainer.strategy=ddp")
+    whole = tmp_path / "whole"
+    organseg(*command(toy, whole, "--trainer.devices=2", "--trainer.strategy=ddp"))
+    _, confidence, relabelling, *_ = moments(run)
+    for moment in (confidence, relabelling):
+        assert stop_when(words, moment, signal.SIGKILL) == -signal.SIGKILL
+    organseg(*words)
+    assert journal(run) == PHASES
+    assert results(run) == results(whole)
