@@ -1,4 +1,4 @@
-"""The whole path on a synthetic cohort, phantoms to report, for naive, INERRANT0 and INERRANT.
+"""The whole path on a synthetic cohort: phantoms, check, prepare, fit, test, predict, report; naive against INERRANT0.
 
 Each step is the command that a user would type. What is finished is skipped, so that the script can be run again after
 an interruption. Usage: python tools/demo.py --out demo
@@ -12,11 +12,7 @@ from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
 CONFIGS = TOOLS.parent / "configs" / "experiment"
-METHODS = {
-    "naive": "unlabelled = background",
-    "inerrant0": "ambiguity maps",
-    "inerrant": "ambiguity maps, then relabelling rounds",
-}
+METHODS = {"naive": "unlabelled = background", "inerrant0": "ambiguity maps"}
 
 
 def organseg(*arguments: object) -> None:
@@ -26,16 +22,8 @@ def organseg(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "organseg", *words], check=True)
 
 
-def steps_of(method: str, arguments: argparse.Namespace) -> list[object]:
-    """The same number of optimiser steps for every method: INERRANT's two rounds are counted in."""
-    if method != "inerrant":
-        return ["--trainer.max_steps", arguments.steps]
-    rounds = arguments.steps // 6
-    return ["--trainer.max_steps", arguments.steps - 2 * rounds, "--curriculum.round_steps", rounds]
-
-
 def main() -> None:
-    """Make the cohort, train all methods, show the table and where the pictures are."""
+    """Make the cohort, train both methods, show the table and where the pictures are."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo"))
     parser.add_argument("--cases", type=int, default=24)
@@ -52,7 +40,8 @@ def main() -> None:
         run = out / "runs" / f"phantom_30_{method}"
         last = run / "checkpoints" / "last.ckpt"
         config = CONFIGS / f"phantom_30_{method}.yaml"
-        organseg("fit", "--config", config, "--data.init_args.cache", cache, "--out", run, *steps_of(method, arguments))
+        steps = ("--trainer.max_steps", arguments.steps)
+        organseg("fit", "--config", config, "--data.init_args.cache", cache, "--out", run, *steps)
         organseg("test", "--config", run / "config.yaml", "--ckpt_path", last)
         organseg("report", run)
     if not (out / "new" / "dataset.yaml").exists():

@@ -1,5 +1,6 @@
 """The head of the confidence network (METHOD.md 1.6; thesis, Table A.1)."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -7,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 _CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+
+START = 0.95
+"""Confidence everywhere before training."""
 
 
 class ConfidenceHead(nn.Module):
@@ -30,7 +34,11 @@ class ConfidenceHead(nn.Module):
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             layers += [conv(before, after, 3, padding=1), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers, conv(widths[-1], out_channels, 1))
+        last = conv(widths[-1], out_channels, 1)
+        assert last.bias is not None
+        # Most voxels are decided rightly: from 0.5, the first steps push so hard that the hidden layers die.
+        nn.init.constant_(last.bias, math.log(START / (1 - START)))
+        self.layers = nn.Sequential(*layers, last)
 
     def forward(self, features: Tensor) -> Tensor:
         """Confidence of each organ's decision at each voxel."""

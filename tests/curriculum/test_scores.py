@@ -65,12 +65,13 @@ def test_it_learns_the_true_class_probability():
     torch.manual_seed(0)
     method = PartialLabelModule(["liver", "spleen"], small)
     nn.init.constant_(method.network.head.bias, 0.0)
+    nn.init.normal_(method.network.head.weight, std=40.0)  # sure of itself, and often wrong
     image = torch.randn(2, 1, 8, 8)
     label = (image[:, 0] > 0).to(torch.uint8)
     batch = {"image": image, "label": label, "annotated": torch.ones(2, 2, dtype=torch.bool)}
-    learner = LearnedConfidence(hidden=(16,), steps=150, lr=0.01, lr_decay=0.1).learner(method)
-    runner = trainer(150)
-    runner.fit(learner, DataLoader([batch] * 150, batch_size=None))
+    learner = LearnedConfidence(hidden=(16,), steps=400, lr=0.01, lr_decay=0.1).learner(method)
+    runner = trainer(400)
+    runner.fit(learner, DataLoader([batch] * 400, batch_size=None))
     method.eval(), learner.eval()
     with torch.no_grad():
         probs, confidence = learner.probabilities_and_confidence(image)

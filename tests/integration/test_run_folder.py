@@ -27,6 +27,15 @@ def test_validation_logs_whole_case_dsc_of_each_organ_at_the_interval(finished: 
     assert sum(",val/dsc/liver," in line for line in lines) == 2
 
 
+def test_validate_prints_what_training_logged_last(finished: tuple[Path, list[object]]) -> None:
+    run, _ = finished
+    done = organseg("validate", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "last.ckpt")
+    (line,) = [line for line in (run / "metrics.csv").read_text().splitlines() if line.startswith("3,val/dsc,")]
+    shown = dict(words.rsplit(maxsplit=2)[:2] for words in done.stdout.splitlines() if words.startswith("val/dsc"))
+    assert float(shown["val/dsc"]) == pytest.approx(100 * float(line.split(",")[2]), abs=0.06)
+    assert "val/dsc/liver" in shown
+
+
 def test_finished_run_says_so_and_stays_as_it_is(finished: tuple[Path, list[object]]) -> None:
     run, command = finished
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
