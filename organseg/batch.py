@@ -99,7 +99,7 @@ class RelabelSource(CaseSource, Protocol):
         """What `label_share` hid of a training case, [Z, Y, X], 0 elsewhere: for reports, never for training."""
 
     def unknown_organs(self, key: str) -> NDArray[np.bool_]:
-        """[K]: which organs a training case does not annotate."""
+        """[K]: which organs a training or validation case does not annotate."""
 
     def voxel_ml(self, key: str) -> float:
         """Volume of a voxel of the case's working grid."""

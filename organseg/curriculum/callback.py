@@ -148,8 +148,12 @@ class Curriculum(Callback):
         source: RelabelSource = data  # type: ignore[assignment]  # a Protocol, checked by use
         if not source.case_keys("predict"):
             raise UsageError("curriculum: every training case annotates every organ: there is nothing to relabel")
-        if self.result == "best" and not source.case_keys("validate"):
-            raise UsageError("curriculum: `result: best` needs validation cases: set data.init_args.val_share")
+        validating = source.case_keys("validate")
+        if self.result == "best" and all(source.unknown_organs(key).all() for key in validating):
+            raise UsageError(
+                "curriculum: `result: best` needs validation cases that annotate an organ: raise "
+                f"data.init_args.val_share; found {len(validating)} cases without one"
+            )
         self.journal = Journal(self.folder, _digest)
         plan = self.plan()
         root = digest_of(host.identity)

@@ -105,8 +105,8 @@ class SliceDataModule(L.LightningDataModule):
         return self.cohort.test if stage == "test" else self.cohort.val
 
     def unknown_organs(self, key: str) -> NDArray[np.bool_]:
-        """[K]: organs that a training case does not annotate."""
-        return ~self._training_case(key).known
+        """[K]: organs that a training or validation case does not annotate."""
+        return ~next(case for case in self.cohort.train + self.cohort.val if case.key == key).known
 
     def voxel_ml(self, key: str) -> float:
         """Volume of a voxel of the case's working grid."""

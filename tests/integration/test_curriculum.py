@@ -193,26 +193,40 @@ def test_a_network_that_finds_nothing_stops(toy: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", ["--curriculum.start=previous", "--curriculum.start=scratch",
-                                    "--curriculum.accumulate=true"])  # fmt: skip
-def test_options_change_what_they_say(change: str, toy: Path, uninterrupted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["--curriculum.start=previous", "--curriculum.accumulate=true"])
+def test_options_change_the_later_rounds(change: str, toy: Path, uninterrupted: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     organseg(*command(toy, run, change))
     found, plain = results(run), results(uninterrupted)
     differ = {name.split("/")[0] for name in plain if found[name] != plain[name]}
-    assert PHASES[0] not in differ and PHASES[6] in differ
-    assert (PHASES[3] in differ) == ("scratch" in change)
+    assert PHASES[6] in differ and not differ & set(PHASES[:4])
+
+
+@pytest.mark.slow
+def test_from_scratch_only_the_training_is_another(toy: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    organseg(*command(toy, run, "--curriculum.start=scratch", "--curriculum.rounds=1", "--curriculum.gamma_max=0.5"))
+    found, plain = results(run), results(uninterrupted)
+    last = "checkpoints/last.ckpt"
+    assert {name for name in found if found[name] != plain[name]} == {last, f"{PHASES[3]}/{last}"}
 
 
 @pytest.mark.slow
 def test_the_best_round_is_chosen_on_validation_cases(toy: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    organseg(*command(toy, run, "--curriculum.result=best", "--data.init_args.val_share=0.3"))
+    words = ("--curriculum.result=best", "--data.init_args.val_share=0.3", "--data.init_args.label_share=0.6")
+    organseg(*command(toy, run, *words))
     entries = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines() if line]
     scores = {entry["phase"]: entry["score"] for entry in entries if "train" in entry["phase"]}
     assert len(scores) == 3 and all(0 <= score <= 1 for score in scores.values())
     best = max(scores, key=lambda phase: scores[phase])
     assert weights(run / "checkpoints" / "last.ckpt") == weights(run / best / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.slow
+def test_the_best_round_needs_a_validation_case_that_knows_something(toy: Path, tmp_path: Path) -> None:
+    done = organseg(*command(toy, tmp_path / "run", "--curriculum.result=best"), check=2)
+    assert "val_share" in done.stderr
 
 
 @pytest.mark.slow
