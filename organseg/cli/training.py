@@ -78,6 +78,7 @@ class OrgansegCLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.run_folder: RunFolder
+        self.run_record: RunRecord | None = None
         super().__init__(
             SegmentationModule,
             L.LightningDataModule,
@@ -137,9 +138,10 @@ class OrgansegCLI(LightningCLI):
     def _surviving(self, folder: Path, seed: int) -> list[Callback]:
         """The callbacks that make a fit survive; the checkpoint is the last of them."""
         config = {key: value for key, value in self.config_dump.items() if key not in ("ckpt_path", "overwrite")}
-        record = RunRecord(self.run_folder, config, self.wanted, self.fresh)
+        if self.run_record is None:
+            self.run_record = RunRecord(self.run_folder, config, self.wanted, self.fresh)
         last = LastCheckpoint(folder / "checkpoints", self.config_dump["checkpoint_every_s"])
-        return [record, StepSeed(seed), FiniteLoss(), Pace(), last]
+        return [self.run_record, StepSeed(seed), FiniteLoss(), Pace(), last]
 
     def _make_trainer(
         self, own: Sequence[Callback], users: Sequence[Callback], offset: int, **kwargs: Any

@@ -4,7 +4,6 @@ Candidates are found slab by slab and kept as index, organ, score and probabilit
 of candidates and not with organs times volume. Each case is one atomic file; what is there already is not made again.
 """
 
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -21,7 +20,7 @@ from organseg.batch import Segmenter, WholeCase
 from organseg.curriculum.scores import Scorer
 from organseg.data.pseudo_labels import PseudoLabels, RoundHeader, exists, read_pseudo_labels, write_pseudo_labels
 from organseg.errors import Interrupted
-from organseg.runtime.resume import SIGNALS
+from organseg.runtime.resume import StopRequest
 
 THRESHOLD = 0.5
 """A candidate's probability is at least this."""
@@ -184,18 +183,11 @@ class StopBetweenCases(L.Callback):
     """Turns a signal during relabelling into `Interrupted`, on all ranks after the same turn."""
 
     def __init__(self) -> None:
-        self.asked_to_stop = 0
+        self.stop_request = StopRequest()
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals, after Lightning took them for itself."""
-        for number in SIGNALS:
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if self.asked_to_stop:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.asked_to_stop = number
+        """Listen to signals."""
+        self.stop_request.listen()
 
     def on_predict_batch_end(
         self,
@@ -207,5 +199,5 @@ class StopBetweenCases(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Agree after each turn."""
-        if trainer.strategy.reduce_boolean_decision(bool(self.asked_to_stop), all=False):
+        if trainer.strategy.reduce_boolean_decision(self.stop_request.asked, all=False):
             raise Interrupted("stopped by a signal while relabelling; the same command goes on with the next case")

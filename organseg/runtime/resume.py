@@ -34,6 +34,25 @@ class StepSeed(Callback):
         torch.manual_seed(int(drawn))
 
 
+class StopRequest:
+    """Remembers that a signal asked to stop; a second one ends the process as if nobody had listened."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def listen(self) -> None:
+        """Take the signals; to be called after Lightning took them for itself."""
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        # Only a flag: saving inside a handler would catch the optimiser in the middle of a step.
+        if self.asked:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.asked = True
+
+
 class LastCheckpoint(Checkpoint):
     """Keeps `last.ckpt`, and turns a signal into a checkpoint and `Interrupted` (exit 75).
 
@@ -48,19 +67,11 @@ class LastCheckpoint(Checkpoint):
         self.path = folder / "last.ckpt"
         self.every_s = every_s
         self.saved_at = time.monotonic()
-        self.asked_to_stop = 0
+        self.stop_request = StopRequest()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the signals, after Lightning took them for itself."""
-        for number in SIGNALS:
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        # Only a flag: saving inside a handler would catch the optimiser in the middle of a step.
-        if self.asked_to_stop:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.asked_to_stop = number
+        """Listen to signals."""
+        self.stop_request.listen()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -69,7 +80,7 @@ class LastCheckpoint(Checkpoint):
         if batch_idx + 1 >= trainer.num_training_batches or _validation_follows(trainer, batch_idx):
             return
         agree = trainer.strategy.reduce_boolean_decision
-        stop = agree(bool(self.asked_to_stop), all=False)
+        stop = agree(self.stop_request.asked, all=False)
         due = agree(time.monotonic() - self.saved_at > self.every_s, all=False)
         if stop or due:
             self._save(trainer)

@@ -178,10 +178,10 @@ class RunRecord(Callback):
         if trainer.is_global_zero:
             if self.overwrite:
                 self.run.clear()
+                self.overwrite = False  # once: a curriculum's later phases must find what the earlier ones made
             self.run.write(self.wanted, finished=False)
-            for folder in (self.run.path, self.run.checkpoints):
-                if folder.is_dir():
-                    reap_stale(folder)
+            for folder in {file.parent for file in self.run.path.rglob(".*.tmp")}:
+                reap_stale(folder)
             text = yaml.safe_dump(plain(self.config), sort_keys=False)  # a copy: shared parts would become aliases
             publish_text(self.run.path / "config.yaml", text)
         trainer.strategy.barrier("run folder is ready")
