@@ -13,14 +13,16 @@ from organseg.files import publish, publish_text
 from organseg.metrics import CaseRow, read_case_table
 from organseg.report.figures import Curves, draw_curves, draw_organs, png
 from organseg.report.overlays import draw_overlay
-from organseg.report.page import Picture, render_page
+from organseg.report.page import Picture, Section, render_page
+from organseg.report.round_tables import read_rounds
+from organseg.report.rounds import ROUND_PICTURES, rounds_section
 from organseg.report.views import chosen_cases, load_case
 from organseg.runtime.metrics_log import read_metrics
 from organseg.strict_yaml import read_yaml
 
 __all__ = ["write_report"]
 
-_NAMES = ("curves", "organs", "overlay_best", "overlay_median", "overlay_worst")
+_NAMES = ("curves", "organs", "overlay_best", "overlay_median", "overlay_worst", *ROUND_PICTURES)
 
 
 def write_report(run: Path) -> Path:
@@ -43,7 +45,9 @@ def write_report(run: Path) -> Path:
     notes: list[str] = []
     rows = _read_rows(run, notes)
     pictures = [*_organ_picture(rows), *_overlays(run, config, rows, notes), *_curve_picture(run, notes)]
-    page = render_page(run.resolve().name, config, rows, pictures, notes)
+    sections = _rounds(run, config, notes)
+    page = render_page(run.resolve().name, config, rows, pictures, notes, sections)
+    pictures += [picture for section in sections for picture in section.pictures]
     for note in notes:
         print(f"organseg: {note}", file=sys.stderr)
     return _publish(run / "report", pictures, page)
@@ -123,14 +127,15 @@ def _overlays(run: Path, config: Mapping[str, Any], rows: Sequence[CaseRow], not
     return pictures
 
 
+def _rounds(run: Path, config: Mapping[str, Any], notes: list[str]) -> list[Section]:
+    """What the relabelling rounds left; nothing for a run without rounds."""
+    rounds = read_rounds(run, notes)
+    return [rounds_section(rounds, config, _cache(run, config), notes)] if rounds else []
+
+
 def _case_file(run: Path, config: Mapping[str, Any], case: str) -> Path:
     """The case in the cache that the run was trained from."""
-    try:
-        cache = Path(config["data"]["init_args"]["cache"])
-    except (KeyError, TypeError) as error:
-        raise UsageError(
-            f"{run / 'config.yaml'}: has no data.init_args.cache; write there where the cache is"
-        ) from error
+    cache = _cache(run, config)
     path = cache / f"{case}.h5"
     if not path.is_file():
         where = "" if cache.is_absolute() else f", looked for below {Path.cwd()}"
@@ -140,6 +145,16 @@ def _case_file(run: Path, config: Mapping[str, Any], case: str) -> Path:
             "without overlays"
         )
     return path
+
+
+def _cache(run: Path, config: Mapping[str, Any]) -> Path:
+    """The cache that the run was trained from."""
+    try:
+        return Path(config["data"]["init_args"]["cache"])
+    except (KeyError, TypeError) as error:
+        raise UsageError(
+            f"{run / 'config.yaml'}: has no data.init_args.cache; write there where the cache is"
+        ) from error
 
 
 def _publish(folder: Path, pictures: Sequence[Picture], page: str) -> Path:

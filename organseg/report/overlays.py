@@ -1,4 +1,7 @@
-"""Overlays: image, label and prediction of a case side by side, organs in the colours of the anatomy."""
+"""Overlays: image, label and prediction of a case side by side, organs in the colours of the anatomy.
+
+`paint`, `outline` and `scale_bar` draw a slice for the other pictures of the report too.
+"""
 
 from collections.abc import Sequence
 
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 from organseg.batch import IGNORE
 from organseg.metrics import CaseRow
 from organseg.report.figures import colour_of, new_figure, organ_title, shown
-from organseg.report.views import ScoredCase, View, content_box, views_of
+from organseg.report.views import ScoredCase, Slice, View, content_box, views_of
 
 _WIDTH, _SIDE, _FILL = 12.0, 0.85, 0.45
 _PADDING_MM = 10.0
@@ -31,7 +34,7 @@ def draw_overlay(case: ScoredCase, role: str, rows: Sequence[CaseRow]) -> Figure
         rows: The case's rows of the table, in channel order.
     """
     views = views_of(case)
-    crops = [_crop(view, case.window) for view in views]
+    crops = [crop(view, case.window) for view in views]
     # All rows show the same columns: what is above each other lies at the same place in the patient.
     left, right = min(crop[2] for crop in crops), max(crop[3] for crop in crops)
     heights = [bottom - top for top, bottom, *_ in crops]
@@ -47,7 +50,7 @@ def draw_overlay(case: ScoredCase, role: str, rows: Sequence[CaseRow]) -> Figure
             axes.set_xlim(left, right)
             axes.set_ylim(bottom, top)
         line[0].set_ylabel(view.caption, fontsize=9)
-        _scale_bar(line[0])
+        scale_bar(line[0])
     for axes, title in zip(grid[0], ("image", "label", "prediction (white: outline of the label)"), strict=True):
         axes.set_title(title, fontsize=10)
     known = [row.score.dsc for row in rows if row.score.outcome != "unknown"]
@@ -56,7 +59,7 @@ def draw_overlay(case: ScoredCase, role: str, rows: Sequence[CaseRow]) -> Figure
     return figure
 
 
-def _crop(view: View, window: tuple[float, float]) -> tuple[float, float, float, float]:
+def crop(view: View, window: tuple[float, float]) -> tuple[float, float, float, float]:
     """(top, bottom, left, right) in mm: the content and a little around it, within the picture."""
     (down, across), (height, width) = view.pixel_mm, view.image.shape
     rows, columns = content_box(view, window)
@@ -69,24 +72,37 @@ def _crop(view: View, window: tuple[float, float]) -> tuple[float, float, float,
 
 
 def _draw_view(line: Sequence[Axes], view: View, window: tuple[float, float], organs: Sequence[str]) -> None:
-    """One slice three times; coordinates are mm from the slice's upper left corner."""
-    (down, across), (height, width) = view.pixel_mm, view.image.shape
-    extent = (0.0, width * across, height * down, 0.0)
+    """One slice three times."""
     colours = np.array([colour_of(organ) for organ in organs])
     for axes, values in zip(line, (None, view.label, view.preds), strict=True):
-        axes.set_facecolor("black")
-        axes.imshow(view.image, cmap="gray", vmin=window[0], vmax=window[1], extent=extent, interpolation="bilinear")
+        paint(axes, view, window, None if values is None else fill(values, colours))
         if values is not None:
-            axes.imshow(fill(values, colours), extent=extent, interpolation="nearest")
             for value in np.unique(values[(values > 0) & (values != IGNORE)]):
-                _outline(axes, values == value, view.pixel_mm, colours[value - 1], 1.0)
-        axes.set_aspect("equal")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        _letters(axes, view.top)
+                outline(axes, values == value, view.pixel_mm, colours[value - 1], 1.0)
     truth = (view.label > 0) & (view.label != IGNORE)
     for value in np.unique(view.label[truth]):
-        _outline(line[2], view.label == value, view.pixel_mm, (1.0, 1.0, 1.0), 0.7)
+        outline(line[2], view.label == value, view.pixel_mm, (1.0, 1.0, 1.0), 0.7)
+
+
+def paint(axes: Axes, view: Slice, window: tuple[float, float], layer: NDArray[np.float64] | None) -> None:
+    """A slice in grey, and colours over it; coordinates are mm from the slice's upper left corner.
+
+    Args:
+        axes: Where to.
+        view: The slice.
+        window: Intensities to show as black and white.
+        layer: [H, W, 4] RGBA, or nothing.
+    """
+    (down, across), (height, width) = view.pixel_mm, view.image.shape
+    extent = (0.0, width * across, height * down, 0.0)
+    axes.set_facecolor("black")
+    axes.imshow(view.image, cmap="gray", vmin=window[0], vmax=window[1], extent=extent, interpolation="bilinear")
+    if layer is not None:
+        axes.imshow(layer, extent=extent, interpolation="nearest")
+    axes.set_aspect("equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    _letters(axes, view.top)
 
 
 def _letters(axes: Axes, top: str) -> None:
@@ -109,7 +125,7 @@ def fill(values: NDArray[np.uint8], colours: NDArray[np.float64]) -> NDArray[np.
     return filled
 
 
-def _outline(
+def outline(
     axes: Axes, mask: NDArray[np.bool_], pixel_mm: tuple[float, float], colour: Sequence[float], width: float
 ) -> None:
     """The mask's border; padded, so that it closes also at the picture's edge."""
@@ -118,7 +134,7 @@ def _outline(
     axes.contour(across, down, padded, levels=[0.5], colors=[tuple(colour)], linewidths=width)
 
 
-def _scale_bar(axes: Axes) -> None:
+def scale_bar(axes: Axes) -> None:
     """5 cm, in the lower left corner."""
     left, bottom = axes.get_xlim()[0] + 8, axes.get_ylim()[0] - 8
     axes.plot([left, left + 50], [bottom, bottom], color="white", linewidth=2, path_effects=_OUTLINE)

@@ -41,15 +41,54 @@ class Picture:
         name: File name in the report's folder.
         title: What it shows.
         png: Its bytes.
+        caption: What to know about it.
     """
 
     name: str
     title: str
     png: bytes
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class OrganTable:
+    """A table with an organ in each line.
+
+    Attributes:
+        title: What it shows.
+        head: Of its columns; the first are the organs.
+        lines: Cells as text, the organ's canonical name first.
+        remarks: What to know about it.
+    """
+
+    title: str
+    head: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    remarks: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        title: Its heading.
+        tables: First these,
+        pictures: then these.
+    """
+
+    title: str
+    tables: Sequence[OrganTable]
+    pictures: Sequence[Picture]
 
 
 def render_page(
-    name: str, config: Mapping[str, Any], rows: Sequence[CaseRow], pictures: Sequence[Picture], notes: Sequence[str]
+    name: str,
+    config: Mapping[str, Any],
+    rows: Sequence[CaseRow],
+    pictures: Sequence[Picture],
+    notes: Sequence[str],
+    sections: Sequence[Section] = (),
 ) -> str:
     """The whole page.
 
@@ -59,6 +98,7 @@ def render_page(
         rows: The table of cases; empty before a test.
         pictures: In the order in which they are shown.
         notes: What is missing, and what to do about it.
+        sections: What follows the pictures.
     """
     organs = list(dict.fromkeys(row.organ for row in rows))
     parts = [
@@ -75,6 +115,7 @@ def render_page(
             f"<details><summary>DSC of each case</summary>{_case_table(rows, organs)}</details>",
         ]
     parts += [_figure(picture) for picture in pictures]
+    parts += [_section(section) for section in sections]
     body = "\n".join(parts)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -195,6 +236,19 @@ def _number(value: float) -> str:
     return "&ndash;" if np.isnan(value) else f"{value:.1f}"
 
 
-def _figure(picture: Picture) -> str:
+def _figure(picture: Picture, heading: str = "h2") -> str:
     source = f"data:image/png;base64,{b64encode(picture.png).decode('ascii')}"
-    return f'<h2>{escape(picture.title)}</h2>\n<img src="{source}" alt="{escape(picture.title)}">'
+    caption = f'\n<p class="conventions">{escape(picture.caption)}</p>' if picture.caption else ""
+    title = f"<{heading}>{escape(picture.title)}</{heading}>"
+    return f'{title}\n<img src="{source}" alt="{escape(picture.title)}">{caption}'
+
+
+def _section(section: Section) -> str:
+    """Its tables and its pictures, each under a heading of its own."""
+    parts = [f"<h2>{escape(section.title)}</h2>"]
+    for table in section.tables:
+        cells = [(_organ(line[0]), *map(escape, line[1:])) for line in table.lines]
+        parts += [f"<h3>{escape(table.title)}</h3>", _table(table.head, cells, "organs")]
+        parts += [f'<p class="conventions">{escape(remark)}</p>' for remark in table.remarks]
+    parts += [_figure(picture, "h3") for picture in section.pictures]
+    return "\n".join(parts)

@@ -49,24 +49,28 @@ class ScoredCase:
 
 
 @dataclass(frozen=True)
-class View:
+class Slice:
     """One slice in the order in which it is drawn: first row on top, first column on the left.
 
     Attributes:
         caption: What it shows.
         top: Where its top is: `A` anterior or `H` head; the left is always the patient's right.
         image: [H, W].
-        label: [H, W].
-        preds: [H, W].
         pixel_mm: (down, across).
     """
 
     caption: str
     top: str
-    image: NDArray[np.float32]
+    image: NDArray[Any]
+    pixel_mm: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class View(Slice):
+    """A slice with what is true and what was found, [H, W] each."""
+
     label: NDArray[np.uint8]
     preds: NDArray[np.uint8]
-    pixel_mm: tuple[float, float]
 
 
 def chosen_cases(rows: Sequence[CaseRow]) -> dict[str, str]:
@@ -109,18 +113,21 @@ def load_case(case_file: Path, predictions: Path, organs: Sequence[str]) -> Scor
             f"{label.shape} with values to {len(organs)}, as {case_file} and the table say; run `organseg test` again"
         )
     image = cached.arrays().image
-    window = _CT_WINDOW_HU
-    if header.modality != "CT":
-        low, high = np.percentile(image, (1, 99.5))
-        window = (float(low), float(max(high, low + 1)))
+    window = window_of(image, header.modality)
     return ScoredCase(header.key, image, label, preds, case.known, header.source_spacing, window)
+
+
+def window_of(image: NDArray[Any], modality: str) -> tuple[float, float]:
+    """Intensities to show as black and white: for abdominal CT, or of this MR image."""
+    if modality == "CT":
+        return _CT_WINDOW_HU
+    low, high = np.percentile(image, (1, 99.5))
+    return float(low), float(max(high, low + 1))
 
 
 def views_of(case: ScoredCase) -> list[View]:
     """The axial slice with most organs, the one with most errors if it is another, and a coronal slice."""
-    counts = organ_counts(case.label, len(case.known)).astype(np.int64)
-    voxels = counts.sum(axis=1)
-    fullest = int(np.argmax((counts > 0).sum(axis=1) * (voxels.max() + 1) + voxels))
+    fullest, middle = busiest(case.label, len(case.known))
     wrong = np.array([disagreement(case, z) for z in range(len(case.label))])
     worst = int(wrong.argmax())
     most = f"largest disagreement\n({wrong[worst]} voxels)"
@@ -130,7 +137,17 @@ def views_of(case: ScoredCase) -> list[View]:
         axial = [_axial(case, fullest, f"most organs, and\n{most}")]
     else:
         axial = [_axial(case, fullest, "most organs"), _axial(case, worst, most)]
-    return [*axial, _coronal(case)]
+    return [*axial, _coronal(case, middle)]
+
+
+def busiest(label: NDArray[np.uint8], organs: int) -> tuple[int, int]:
+    """Where to look: the axial slice z with most organs and most voxels, the coronal y amid the organs' centres."""
+    counts = organ_counts(label, organs).astype(np.int64)
+    voxels = counts.sum(axis=1)
+    z = int(np.argmax((counts > 0).sum(axis=1) * (voxels.max() + 1) + voxels))
+    boxes = organ_boxes(label, organs)
+    centres = boxes[boxes.any(axis=(1, 2)), 1].sum(axis=1) / 2
+    return z, int(centres.mean()) if len(centres) else label.shape[1] // 2
 
 
 def disagreement(case: ScoredCase, z: int) -> int:
@@ -163,15 +180,12 @@ def resampled_plane(image: NDArray[Any], shape: Sequence[int], axis: int, index:
 def _axial(case: ScoredCase, z: int, what: str) -> View:
     image = resampled_plane(case.image, case.label.shape, 0, z)
     caption = f"axial, z = {z} of 0..{len(case.label) - 1}\n{what}"
-    return View(caption, "A", image, case.label[z], case.preds[z], case.spacing[1:])
+    return View(caption, "A", image, case.spacing[1:], case.label[z], case.preds[z])
 
 
-def _coronal(case: ScoredCase) -> View:
-    """Through the mean of the true organs' centres; in z only what is near an organ, so that tall scans fit."""
+def _coronal(case: ScoredCase, y: int) -> View:
+    """Slice y; in z only what is near an organ, so that tall scans fit."""
     depth, height, _ = case.label.shape
-    boxes = organ_boxes(case.label, len(case.known))
-    centres = boxes[boxes.any(axis=(1, 2)), 1].sum(axis=1) / 2
-    y = int(centres.mean()) if len(centres) else height // 2
     image = resampled_plane(case.image, case.label.shape, 1, y)
     occupied = np.flatnonzero([(case.label[z] > 0).any() or (case.preds[z] > 0).any() for z in range(depth)])
     margin = round(_MARGIN_MM / case.spacing[0])
@@ -183,7 +197,7 @@ def _coronal(case: ScoredCase) -> View:
     label, preds = case.label[:, y], case.preds[:, y]
     caption = f"coronal, y = {y} of 0..{height - 1}\nmiddle of the organs"
     pixel_mm = (case.spacing[0], case.spacing[2])
-    return View(caption, "H", upright(image), upright(label), upright(preds), pixel_mm)
+    return View(caption, "H", upright(image), pixel_mm, upright(label), upright(preds))
 
 
 def content_box(view: View, window: tuple[float, float]) -> tuple[slice, slice]:

@@ -5,7 +5,7 @@ from organseg.metrics import conventions, write_case_table
 from organseg.metrics.evaluate import UNKNOWN, OrganScore
 from organseg.metrics.summary import CaseRow
 from organseg.report import write_report
-from organseg.report.page import Picture, key_options, render_page
+from organseg.report.page import OrganTable, Picture, Section, key_options, render_page
 
 HOSTILE = "<script>alert(1)</script>\"'&"
 FOUND = OrganScore("found", 0.8, 9.0, 5.0, 1.0, 0.7, 1.0, 1.0)
@@ -79,3 +79,14 @@ def test_notes_and_pictures_are_shown():
     assert '<p class="note">run `organseg test`</p>' in html
     assert 'src="data:image/png;base64,cG5n"' in html
     assert "<h2>Test</h2>" not in html
+
+
+def test_a_section_has_its_tables_and_pictures_under_their_own_headings():
+    table = OrganTable("Round 1", ["organ", "added"], [("left_kidney", "7"), (HOSTILE, HOSTILE)], [HOSTILE])
+    section = Section("Relabelling", [table], [Picture("a.png", HOSTILE, b"png", HOSTILE)])
+    html = render_page("a", {}, [], [], [], [section])
+    assert "<h2>Relabelling</h2>" in html and "<h3>Round 1</h3>" in html
+    assert "left kidney</td><td>7</td>" in html
+    assert 'src="data:image/png;base64,cG5n"' in html
+    assert "<script" not in html and html.count("&lt;script&gt;alert(1)") == 6
+    assert "Relabelling" not in render_page("a", {}, [], [], [])

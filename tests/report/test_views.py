@@ -138,7 +138,7 @@ def test_the_picture_is_cropped_to_the_body_and_every_label():
     image[5:12, 6:20] = 40
     image[16, 2:28] = 300  # a table
     nothing = np.zeros(image.shape, np.uint8)
-    view = View("", "A", image, nothing, nothing, (1.0, 1.0))
+    view = View("", "A", image, (1.0, 1.0), nothing, nothing)
     assert content_box(view, (-160, 240)) == (slice(5, 12), slice(6, 20))
     preds = nothing.copy()
     preds[2, 25] = 1
@@ -151,5 +151,5 @@ def test_air_that_a_data_set_clipped_is_air_still():
     image = np.full((20, 30), -125, np.float32)
     image[5:12, 6:20] = 40
     nothing = np.zeros(image.shape, np.uint8)
-    view = View("", "A", image, nothing, nothing, (1.0, 1.0))
+    view = View("", "A", image, (1.0, 1.0), nothing, nothing)
     assert content_box(view, (-160, 240)) == (slice(5, 12), slice(6, 20))
