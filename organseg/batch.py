@@ -86,7 +86,7 @@ class CaseSource(Protocol):
         """`volumes.Preprocessing`: what a scan goes through before the network."""
 
     def case_keys(self, stage: str) -> tuple[str, ...]:
-        """Keys of the whole cases of `validate`, `test` or `predict`, in the order of their numbers."""
+        """Keys of the cases of `fit`, `validate`, `test` or `predict`, in the order of their numbers."""
 
 
 class RelabelSource(CaseSource, Protocol):
@@ -100,6 +100,9 @@ class RelabelSource(CaseSource, Protocol):
 
     def unknown_organs(self, key: str) -> NDArray[np.bool_]:
         """[K]: which organs a training or validation case does not annotate."""
+
+    def mean_volumes_ml(self) -> tuple[float, ...]:
+        """[K]: mean volume of each organ over the training cases that annotate and show it; NaN where none does."""
 
     def voxel_ml(self, key: str) -> float:
         """Volume of a voxel of the case's working grid."""

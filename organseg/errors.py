@@ -32,6 +32,12 @@ class StorageError(OrgansegError):
     exit_code = 5
 
 
+class WorkerError(OrgansegError):
+    """A rank failed, or the ranks do not agree."""
+
+    exit_code = 6
+
+
 class NumericsError(OrgansegError):
     """Training diverged: no finite loss any more."""
 

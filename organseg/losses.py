@@ -114,6 +114,7 @@ def confidence_loss(
     label: Tensor,
     annotated: Tensor,
     *,
+    positives: bool = False,
     all_sum: Callable[[Tensor], Tensor] = _identity,
 ) -> Tensor:
     """Mean squared error of confidences against the true class probability (METHOD.md 1.6; thesis, equation 3.3).
@@ -123,18 +124,22 @@ def confidence_loss(
         probs: [B, K, *S], of the untouched segmentation network.
         label: [B, *S] integers, 0..K or 255 (ignore): annotations, without pseudo-labels.
         annotated: [B, K] bool.
+        positives: Judge the organs that the network predicts and nothing else: entries with a probability of at least
+            0.5, each organ's mean first and then the mean of the organs that have any.
         all_sum: See `partial_label_loss`.
 
     Returns:
         Scalar, over known entries; 0 with zero gradients where nothing is known.
     """
     with torch.autocast(confidence.device.type, enabled=False):
-        known = ambiguity_map(label, annotated).float()
+        known = ambiguity_map(label, annotated)
+        if positives:
+            known = known & (probs >= 0.5)
         target = true_class_probability(probs, label)
-        error = known * (confidence.float() - target).square()
-        total, count = all_sum(torch.stack([error.sum(), known.sum()]))
-    mean: Tensor = total / count.clamp(min=1)
-    return mean
+        axes = (0, *range(2, probs.ndim))
+        error = (known * (confidence.float() - target).square()).sum(axes)
+        total, count = all_sum(torch.stack([error, known.float().sum(axes)]))
+    return _balanced(total, count, "organ" if positives else "none")
 
 
 def true_class_probability(probs: Tensor, label: Tensor) -> Tensor:

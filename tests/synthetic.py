@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from organseg.anatomy import canonical
 from organseg.data.manifest import load_manifest
 from organseg.data.prepare import prepare
 from organseg.volumes import WorkingGrid, write_image, write_label
@@ -55,6 +56,7 @@ def write_dataset(
     name: str = "tiny",
     shape: tuple[int, int, int] = SHAPE,
     seed: int = 0,
+    labels: Mapping[int, str] = LABELS,
     head: Mapping[str, Any] | None = None,
     entries: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
@@ -66,6 +68,7 @@ def write_dataset(
         name: Of the data set.
         shape: Of every scan.
         seed: Case i is `make_case(seed + i)`.
+        labels: Integer in the files -> organ, by any of its names; organs left out have no voxel in the files.
         head: Further keys at the top of dataset.yaml.
         entries: Case id -> further keys of the case.
 
@@ -75,13 +78,16 @@ def write_dataset(
     folder.mkdir(parents=True, exist_ok=True)
     ids = [f"case{i}" for i in range(cases)] if isinstance(cases, int) else list(cases)
     listed = []
+    table = np.zeros(256, np.uint8)
+    for value, organ in labels.items():
+        table[[own for own, known in LABELS.items() if known == canonical(organ)]] = value
     for i, case in enumerate(ids):
         image, label = make_case(seed + i, shape)
         write_scan(folder / f"{case}.nii.gz", image)
-        write_label_map(folder / f"{case}_label.nii.gz", label)
+        write_label_map(folder / f"{case}_label.nii.gz", table[label])
         extra = dict((entries or {}).get(case, {}))
         listed.append({"id": case, "image": f"{case}.nii.gz", "label": f"{case}_label.nii.gz", **extra})
-    document = {"name": name, "modality": "CT", "labels": LABELS, **(head or {}), "cases": listed}
+    document = {"name": name, "modality": "CT", "labels": dict(labels), **(head or {}), "cases": listed}
     path = folder / "dataset.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     return path

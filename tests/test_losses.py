@@ -310,21 +310,38 @@ def test_confidence_loss_by_hand():
     assert confidence.grad[0, 1, 1] == 0 and (confidence.grad[0, 0] != 0).all()
 
 
-def test_confidence_loss_where_nothing_is_known():
+def test_confidence_loss_over_what_the_network_predicts():
+    # Both organs annotated. Organ 1 is predicted at voxels 0 (right) and 1 (wrong), organ 2 at voxel 2 (right).
+    label, annotated = torch.tensor([[1, 0, 2]]), torch.tensor([[True, True]])
+    probs = torch.tensor([[[0.9, 0.6, 0.3], [0.1, 0.4, 0.5]]])
     confidence = torch.full((1, 2, 3), 0.5, requires_grad=True)
-    loss = confidence_loss(confidence, torch.rand(1, 2, 3), torch.zeros(1, 3), torch.zeros(1, 2, dtype=torch.bool))
+    loss = confidence_loss(confidence, probs, label, annotated, positives=True)
+    # Targets 0.9 and 1 - 0.6 for organ 1, 0.5 for organ 2; the mean of the organs' means.
+    assert loss.item() == pytest.approx(((0.16 + 0.01) / 2 + 0) / 2)
+    loss.backward()
+    assert confidence.grad[0].bool().tolist() == [[True, True, False], [False, False, False]]
+    unknown = confidence_loss(confidence, probs, label, torch.tensor([[False, True]]), positives=True)
+    assert unknown.item() == pytest.approx((0.16 + 0) / 2)  # voxel 0 names organ 1; voxel 1 may be anything
+
+
+@pytest.mark.parametrize("positives", [False, True])
+def test_confidence_loss_where_nothing_is_known(positives):
+    confidence = torch.full((1, 2, 3), 0.5, requires_grad=True)
+    nothing = torch.zeros(1, 3), torch.zeros(1, 2, dtype=torch.bool)
+    loss = confidence_loss(confidence, torch.rand(1, 2, 3), *nothing, positives=positives)
     loss.backward()
     assert loss == 0 and not confidence.grad.any()
 
 
-def test_confidence_loss_of_two_ranks_is_that_of_one_process():
+@pytest.mark.parametrize("positives", [False, True])
+def test_confidence_loss_of_two_ranks_is_that_of_one_process(positives):
     torch.manual_seed(0)
     label, annotated = (
         torch.randint(0, 3, (4, 6)),
         torch.tensor([[True, True], [True, False], [False, False], [False, True]]),
     )
     probs, confidence = torch.rand(4, 2, 6), torch.rand(4, 2, 6, requires_grad=True)
-    confidence_loss(confidence, probs, label, annotated).backward()
+    confidence_loss(confidence, probs, label, annotated, positives=positives).backward()
     whole, confidence.grad = confidence.grad, None
     parts = (slice(0, 1), slice(1, 4))
     sums = []
@@ -334,10 +351,10 @@ def test_confidence_loss_of_two_ranks_is_that_of_one_process():
         return own
 
     for part in parts:
-        confidence_loss(confidence[part], probs[part], label[part], annotated[part], all_sum=remember)
+        ours = confidence[part], probs[part], label[part], annotated[part]
+        confidence_loss(*ours, positives=positives, all_sum=remember)
     for part, other in zip(parts, reversed(sums), strict=True):
-        loss = confidence_loss(
-            confidence[part], probs[part], label[part], annotated[part], all_sum=lambda own, other=other: own + other
-        )
+        ours = confidence[part], probs[part], label[part], annotated[part]
+        loss = confidence_loss(*ours, positives=positives, all_sum=lambda own, other=other: own + other)
         loss.backward()
     assert torch.allclose(confidence.grad, whole, atol=1e-7)

@@ -112,3 +112,13 @@ def _add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
 
     reporter = commands.add_parser("report", help="curves, box plots and overlays of a run, as one folder")
     reporter.add_argument("run", metavar="RUN")
+
+    exporter = commands.add_parser("export", help="pseudo-labels of a relabelling round as NIfTI, for a viewer")
+    exporter.add_argument("run", metavar="RUN")
+    exporter.add_argument("--round", type=int, metavar="T", help="default: the last one that is finished")
+    exporter.add_argument("--out", required=True, help="folder of the maps: label, round and score of each case")
+    exporter.add_argument(
+        "--merged", action="store_true", help="also annotations and pseudo-labels as training saw them"
+    )
+    exporter.add_argument("--cache", help="where the run's cache is now (default: as in its config)")
+    exporter.add_argument("--overwrite", action="store_true", help="replace existing outputs")

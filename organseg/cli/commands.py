@@ -171,6 +171,13 @@ def report_command(arguments: Namespace) -> int:
     return 0
 
 
+def export_command(arguments: Namespace) -> int:
+    """`organseg export`: pseudo-labels of a round, for a viewer."""
+    from organseg.cli.export import export
+
+    return export(arguments)
+
+
 def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, disable=not sys.stdout.isatty())

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,17 +26,20 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from organseg.cli.configs import expand
 from organseg.cli.modules import TRUSTED, build_module
 from organseg.curriculum import Curriculum
+from organseg.data.coverage import coverage
 from organseg.errors import IntegrityError, Interrupted, OrgansegError, UsageError
 from organseg.methods.base import SegmentationModule
 from organseg.processes import keep_freed_memory
 from organseg.runtime.checkpoint_io import AtomicCheckpointIO, load_checkpoint, newest_good, publish_copy
 from organseg.runtime.metrics_log import MetricsLog, StepOffset
 from organseg.runtime.pace import Pace
+from organseg.runtime.ranks import SameWeights
 from organseg.runtime.resume import FiniteLoss, LastCheckpoint, StepSeed
 from organseg.runtime.run_folder import RunFolder, RunRecord, identity, plain
 
 _DEFAULTS = {
     "enable_progress_bar": True,
+    "enable_model_summary": False,
     "num_sanity_val_steps": 0,
     "log_every_n_steps": 10,
     "check_val_every_n_epoch": None,
@@ -43,7 +47,7 @@ _DEFAULTS = {
 }
 
 
-_PATIENTS = ("data.datasets", "data.organs", "data.fold", "data.folds", "data.fold_seed")
+_PATIENTS = ("data.datasets", "data.test_datasets", "data.organs", "data.fold", "data.folds", "data.fold_seed")
 
 DATA = "data content"
 """The key of the data's hash in a run's identity."""
@@ -141,7 +145,7 @@ class OrgansegCLI(LightningCLI):
         if self.run_record is None:
             self.run_record = RunRecord(self.run_folder, config, self.wanted, self.fresh)
         last = LastCheckpoint(folder / "checkpoints", self.config_dump["checkpoint_every_s"])
-        return [self.run_record, StepSeed(seed), FiniteLoss(), Pace(), last]
+        return [self.run_record, StepSeed(seed), FiniteLoss(), Pace(), SameWeights(), last]
 
     def _make_trainer(
         self, own: Sequence[Callback], users: Sequence[Callback], offset: int, **kwargs: Any
@@ -178,8 +182,6 @@ class OrgansegCLI(LightningCLI):
         record, *others = self._surviving(folder, seed)
         own = [record, *callbacks, *(others if kind != "relabel" else [])]
         changed: dict[str, Any] = {"limit_val_batches": 0} if kind == "confidence" else {}
-        if offset:
-            changed["enable_model_summary"] = False
         return self._make_trainer(own, users, offset, max_steps=steps, **changed)
 
     @property
@@ -212,11 +214,13 @@ class OrgansegCLI(LightningCLI):
             run.compare(record, self.wanted)
             if record["finished"]:
                 raise _Finished
+        if self.trainer.is_global_zero:
+            print(coverage(datamodule.cohort), flush=True)
         curriculum = self._get(self.config_init, "curriculum")
         last = run.checkpoints / "last.ckpt"
         if curriculum:
             result = curriculum.run(self, datamodule)
-            if curriculum.trainer.is_global_zero:
+            if self.trainer.is_global_zero:
                 publish_copy(result, last)
         else:
             resume, problems = (None, []) if self.fresh else newest_good(run.checkpoints)
@@ -249,11 +253,11 @@ class OrgansegCLI(LightningCLI):
         if not isinstance(record, dict):
             raise IntegrityError(f"{ckpt_path}: not a checkpoint of organseg; train one with `organseg fit`")
         # Another fold's patients were trained on: their scores would be no test at all.
+        network = [key for key in self.wanted if key.startswith(("model.class_path", "model.init_args.network"))]
         differences = [
-            f"{key}: trained with {record['identity'].get(key)}, asked for {value}"
-            for key, value in self.wanted.items()
-            if key.startswith(("model.class_path", "model.init_args.network")) or key in _PATIENTS
-            if record["identity"].get(key) != value
+            f"{key}: trained with {record['identity'].get(key)}, asked for {self.wanted.get(key)}"
+            for key in (*network, *_PATIENTS)
+            if record["identity"].get(key) != self.wanted.get(key)
         ]
         if differences:
             raise IntegrityError(f"{ckpt_path}: does not belong to this config\n  " + "\n  ".join(differences))
@@ -271,16 +275,35 @@ def run_lightning(argv: Sequence[str]) -> int:
     except _Finished:
         print("organseg: this run is finished; nothing to do (--overwrite starts anew)")
     except Interrupted as stop:
-        print(f"organseg: {stop}", file=sys.stderr)
         # A child of Lightning's own launcher that exits otherwise has its siblings killed before they saved.
-        launched = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
-        return 0 if launched else stop.exit_code
+        if _launched_by_rank_0():
+            return 0
+        print(f"organseg: {stop}", file=sys.stderr)
+        return stop.exit_code
     except Exception as error:
         known = _known_cause(error)
+        if known and _launched_by_rank_0() and _rank_0_ends():
+            return known.exit_code
         if known:
             raise known from None
         raise
     return 0
+
+
+def _launched_by_rank_0() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
+def _rank_0_ends(within_s: float = 10.0) -> bool:
+    """Whether rank 0 ends by itself, as it does where all ranks fail alike; it has then said why.
+
+    Lightning's launcher kills rank 0 as soon as a child ends with an error: the command's message and its exit code
+    would be lost. Where this rank failed alone, that is wanted.
+    """
+    rank_0, deadline = os.getppid(), time.monotonic() + within_s
+    while os.getppid() == rank_0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return os.getppid() != rank_0
 
 
 def _known_cause(error: BaseException | None) -> OrgansegError | None:
@@ -311,6 +334,9 @@ def quieten() -> None:
         ".*Total length of .* across ranks is zero.*",  # nobody validates
         ".*does not have many workers.*",  # whole cases are read by the main process on purpose
         ".*The number of training batches.*",
+        ".*in eval mode at the start of training.*",  # a confidence network trains on a frozen segmentation,
+        ".*have no `validation_step`.*",  # and is not validated
+        ".*It is recommended to use .self.log.*sync_dist=True.*",  # ranks have summed it already
         ".*You have overridden `transfer_batch_to_device`.*",
         ".*is not supported by the model summary.*",
         ".*predict returned None.*",  # an input was refused, and that is said

@@ -10,6 +10,7 @@ The methods know nothing of rounds. A phase's index is 3 t - 2 for the confidenc
 for the training of round t, whatever the score: batches of one round are the same for every score.
 """
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from organseg.curriculum.journal import Entry, Journal, digest_of
 from organseg.curriculum.quality import report_round
 from organseg.curriculum.relabel import Relabelling, Round, StopBetweenCases
 from organseg.curriculum.scores import LearnedConfidence, MaximumClassProbability, Score
+from organseg.curriculum.selection import Selection
 from organseg.data.pseudo_labels import PSEUDO_LABELS, path_of, read_round_header
 from organseg.data.sealed import verify_sealed
 from organseg.errors import IntegrityError, NumericsError, UsageError
@@ -83,6 +85,7 @@ class Curriculum(Callback):
         lr_share: Learning rate at the start of a round that starts from trained weights, as a share of round 0's.
         accumulate: Keep the pseudo-labels of earlier rounds and add to them, instead of choosing anew in each round.
         result: The `last` round's network, or that of the `best` round on the validation cases.
+        selection: What may become a pseudo-label, beside the score; the default is the thesis's.
         round0: Run folder whose round 0 is taken over, if it was trained with the same config and data.
     """
 
@@ -96,6 +99,7 @@ class Curriculum(Callback):
         lr_share: float = 0.5,
         accumulate: bool = False,
         result: Literal["last", "best"] = "last",
+        selection: Selection = Selection(),  # noqa: B008 - frozen
         round0: Path | None = None,
     ) -> None:
         if rounds < 1 or round_steps < 1 or not 0 < gamma_max <= 1 or not 0 < lr_share <= 1:
@@ -112,6 +116,7 @@ class Curriculum(Callback):
         self.lr_share = lr_share
         self.accumulate = accumulate
         self.result = result
+        self.selection = selection
         self.round0 = round0
         self.phase = Phase(0, 0, "train")
         self.parent = ""
@@ -122,8 +127,8 @@ class Curriculum(Callback):
         """All phases, in order."""
         phases = [Phase(0, 0, "train")]
         for t in range(1, self.rounds + 1):
-            if self.score.steps:
-                phases.append(Phase(3 * t - 2, t, "confidence"))
+            if self.score.steps and (t == 1 or not self.score.once):
+                phases.append(self._confidence(t))
             phases += [Phase(3 * t - 1, t, "relabel"), Phase(3 * t, t, "train")]
         return phases
 
@@ -183,13 +188,14 @@ class Curriculum(Callback):
         folder = self.folder / phase.name
         more: list[Callback] = [self, *([StopBetweenCases()] if phase.kind == "relabel" else [])]
         self.trainer = self.host.new_trainer(folder, seed, max(steps, 1), offset, phase.kind, more)
+        self._announce(phase, steps, source)
         if phase.kind == "relabel":
             return self._relabel(phase, module, source), None
         source.enter_phase(phase.index, self._pseudo_labels(phase))
         trained: L.LightningModule = module
         if phase.kind == "confidence":
             self._load(module, self._latest(phase))
-            learner = self.score.learner(module)
+            learner = self._learner(phase, module, source)
             assert learner is not None
             trained = learner
         elif phase.round_index and self.start != "scratch":
@@ -206,16 +212,34 @@ class Curriculum(Callback):
         last = folder / "checkpoints" / "last.ckpt"
         return {str(last.relative_to(self.folder)): verify_checkpoint(last)}, score
 
+    def _announce(self, phase: Phase, steps: int, source: RelabelSource) -> None:
+        """One line at the start of a phase."""
+        what = {
+            "train": f"training, {steps} steps",
+            "confidence": f"training what ranks the candidates, {steps} steps",
+            "relabel": f"relabelling {len(source.case_keys('predict'))} cases",
+        }
+        if self.trainer.is_global_zero:
+            print(f"\nround {phase.round_index}: {what[phase.kind]}", flush=True)
+
     def _relabel(self, phase: Phase, module: SegmentationModule, source: RelabelSource) -> dict[str, str]:
         """Make a round's pseudo-labels and report on them."""
         t = phase.round_index
         self._load(module, self._latest(phase))
-        learner = self.score.learner(module)
+        learner = self._learner(phase, module, source)
         if learner is not None:
-            confidence = self.folder / f"{Phase(3 * t - 2, t, 'confidence').name}/checkpoints/last.ckpt"
+            confidence = self._checkpoint(self._confidence(t))
             learner.load_state_dict(load_checkpoint(confidence)["state_dict"])
         before = self._round_folder(t - 1) if self.accumulate and t > 1 else None
-        task = Round(t, self.gamma_max * t / self.rounds, self._round_folder(t), self.parent, before)
+        task = Round(
+            t,
+            self.gamma_max * t / self.rounds,
+            self._round_folder(t),
+            self.parent,
+            before,
+            self.selection,
+            source.mean_volumes_ml(),
+        )
         relabelling = Relabelling(module, learner, self.score.scorer(module, learner), task)
         self.trainer.predict(relabelling, datamodule=self.data, return_predictions=False)
         self.trainer.strategy.barrier("all cases are relabelled")
@@ -232,6 +256,16 @@ class Curriculum(Callback):
         files = [path_of(task.folder, key) for key in keys]
         return {str(path.relative_to(self.folder)): _digest(path) for path in files}
 
+    def _learner(self, phase: Phase, module: SegmentationModule, source: RelabelSource) -> L.LightningModule | None:
+        """What the score has to learn, with new weights."""
+        numbers = itertools.count(1)
+
+        def fresh() -> SegmentationModule:
+            return self.host.new_module(_seed_of(self.host.seed, phase.index, next(numbers)))
+
+        annotated = {key: ~source.unknown_organs(key) for key in source.case_keys("fit")}
+        return self.score.learner(module, fresh, annotated)
+
     # Where things are.
 
     def _round_folder(self, t: int) -> Path:
@@ -240,6 +274,11 @@ class Curriculum(Callback):
     def _pseudo_labels(self, phase: Phase) -> Path | None:
         """Of a training; the confidence network sees annotations alone."""
         return self._round_folder(phase.round_index) if phase.kind == "train" and phase.round_index else None
+
+    def _confidence(self, t: int) -> Phase:
+        """Where the learner of a round's score is trained."""
+        t = 1 if self.score.once else t
+        return Phase(3 * t - 2, t, "confidence")
 
     def _latest(self, phase: Phase) -> Phase:
         """The training before a phase."""
@@ -324,6 +363,6 @@ def _of_round0(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in identity.items() if not key.startswith("curriculum.")}
 
 
-def _seed_of(seed: int, index: int) -> int:
-    """Round 0 is seeded as a run without rounds is."""
-    return seed if index == 0 else int(np.random.default_rng([seed, 3, index]).integers(2**31))
+def _seed_of(seed: int, index: int, *more: int) -> int:
+    """Of a phase, and of more networks in it; round 0 is seeded as a run without rounds is."""
+    return seed if index == 0 else int(np.random.default_rng([seed, 3, index, *more]).integers(2**31))

@@ -6,7 +6,6 @@ of candidates and not with organs times volume. Each case is one atomic file; wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +17,10 @@ from torch import Tensor, nn
 
 from organseg.batch import Segmenter, WholeCase
 from organseg.curriculum.scores import Scorer
+from organseg.curriculum.selection import Selection, choose
 from organseg.data.pseudo_labels import PseudoLabels, RoundHeader, exists, read_pseudo_labels, write_pseudo_labels
 from organseg.errors import Interrupted
 from organseg.runtime.resume import StopRequest
-
-THRESHOLD = 0.5
-"""A candidate's probability is at least this."""
-
-
-def select_confident(score: NDArray[Any], candidates: NDArray[np.bool_], gamma: float) -> NDArray[np.bool_]:
-    """The share of the candidates with the highest scores (METHOD.md 1.5).
-
-    Args:
-        score: Any shape.
-        candidates: The same shape.
-        gamma: Share to keep, 0..1.
-
-    Returns:
-        bool of that shape: exactly ceil(gamma n - 1e-9) of the n candidates, ties by lower index.
-
-    Raises:
-        ValueError: If gamma is not in 0..1, the shapes differ, or a candidate's score is NaN.
-    """
-    if not 0 <= gamma <= 1 or score.shape != candidates.shape:
-        msg = f"gamma must be in 0..1 and shapes equal, got {gamma}, {score.shape} and {candidates.shape}"
-        raise ValueError(msg)
-    places = np.flatnonzero(candidates)
-    ranked = score.ravel()[places]
-    if np.isnan(ranked).any():
-        msg = "a candidate's score is NaN"
-        raise ValueError(msg)
-    count = max(0, ceil(gamma * len(places) - 1e-9))
-    chosen = np.zeros(score.size, dtype=bool)
-    chosen[places[np.argsort(-ranked, kind="stable")[:count]]] = True
-    return chosen.reshape(score.shape)
 
 
 @dataclass(frozen=True)
@@ -64,6 +33,8 @@ class Round:
         folder: Where the files go.
         made_by: Digest of all that they follow from.
         before: Folder of the round whose additions stay; None where pseudo-labels are replaced.
+        selection: What may become a pseudo-label.
+        mean_ml: Mean volume of each organ in the cases that annotate it; NaN where none does.
     """
 
     index: int
@@ -71,6 +42,8 @@ class Round:
     folder: Path
     made_by: str
     before: Path | None
+    selection: Selection
+    mean_ml: tuple[float, ...]
 
 
 class Candidates:
@@ -79,10 +52,20 @@ class Candidates:
     Args:
         label: [Z, Y, X] what is annotated or was added before: candidates are where it is 0.
         unknown: [K] organs that the case does not annotate.
+        spacing: mm (z, y, x).
+        threshold: A candidate's probability is at least this.
     """
 
-    def __init__(self, label: NDArray[np.uint8], unknown: NDArray[np.bool_]) -> None:
+    def __init__(
+        self,
+        label: NDArray[np.uint8],
+        unknown: NDArray[np.bool_],
+        spacing: tuple[float, float, float],
+        threshold: float,
+    ) -> None:
         self.label = label
+        self.spacing = spacing
+        self.threshold = threshold
         self.channels = torch.from_numpy(np.flatnonzero(unknown))
         self.organs = len(unknown)
         self._found: list[list[NDArray[Any]]] = []
@@ -97,7 +80,7 @@ class Candidates:
         both = both.cpu()
         probability, place = self.best(both)
         free = torch.from_numpy(self.label[start : start + len(both)] == 0)
-        voxels = torch.nonzero((probability >= THRESHOLD) & free, as_tuple=True)
+        voxels = torch.nonzero((probability >= self.threshold) & free, as_tuple=True)
         channel = self.channels[place[voxels]]
         score = both[voxels[0], self.organs + channel, voxels[1], voxels[2]]
         plane = self.label.shape[1] * self.label.shape[2]
@@ -134,7 +117,7 @@ class Relabelling(L.LightningModule):
         assert case.truth is not None
         before = read_pseudo_labels(self.task.before, case.key) if self.task.before else None
         label = case.truth if before is None else np.where(case.truth == 0, before.label, case.truth)
-        candidates = Candidates(label, ~case.annotated)
+        candidates = Candidates(label, ~case.annotated, case.spacing, self.task.selection.threshold)
         self.method.sweep(case, self.scorer, _nothing, candidates.add)
         voxels, header = select(candidates, before, self.task, case.key, self.method.organs)
         write_pseudo_labels(self.task.folder, header, voxels)
@@ -163,10 +146,13 @@ def select(
     chosen = np.zeros(len(index), dtype=bool)
     found, added = [0] * len(organs), [0] * len(organs)
     for channel in range(len(organs)):
-        ours = organ == channel + 1
-        picked = select_confident(score, ours, task.gamma)
-        chosen |= picked
-        found[channel], added[channel] = int(ours.sum()), int(picked.sum())
+        ours = np.flatnonzero(organ == channel + 1)
+        picked, score[ours] = choose(
+            index[ours], score[ours], probability[ours], shape, candidates.spacing, task.gamma, task.selection,
+            task.mean_ml[channel],
+        )  # fmt: skip
+        chosen[ours] = picked
+        found[channel], added[channel] = len(ours), int(picked.sum())
     label = volume(np.where(chosen, organ, 0).astype(np.uint8))
     rounds = volume(np.where(chosen, task.index, 0).astype(np.uint8))
     if before is not None:

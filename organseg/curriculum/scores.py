@@ -6,17 +6,20 @@ class probability, and is thrown away after the relabelling. A new score is a cl
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from organseg.batch import Batch, Segmenter
 from organseg.errors import UsageError
 from organseg.losses import confidence_loss
+from organseg.methods.base import SegmentationModule
 from organseg.networks import ConfidenceHead
 
 Scorer = Callable[[Tensor], Tensor]
@@ -27,10 +30,23 @@ class Score(ABC):
     """What ranks candidates."""
 
     steps: int = 0
-    """Optimiser steps of the learner's training in each round; 0 where nothing is learned."""
+    """Optimiser steps of the learner's training; 0 where nothing is learned."""
+    once: bool = False
+    """The learner is trained before round 1 and kept, instead of anew in each round."""
 
-    def learner(self, method: Segmenter) -> L.LightningModule | None:
-        """What has to be trained first, on annotations alone."""
+    def learner(
+        self,
+        method: Segmenter,
+        fresh: Callable[[], SegmentationModule],
+        annotated: Mapping[str, NDArray[np.bool_]],
+    ) -> L.LightningModule | None:
+        """What has to be trained first, on annotations alone.
+
+        Args:
+            method: The segmentation that is to be judged.
+            fresh: Makes another one of its kind with new weights, different ones at each call.
+            annotated: Training case -> [K] organs that it annotates.
+        """
         return None
 
     @abstractmethod
@@ -56,6 +72,9 @@ class LearnedConfidence(Score):
 
     Args:
         mode: `fine-tune` trains a copy of the network's features with the head, `frozen` the head alone.
+        over: What it learns to judge: `positives`, the organs that the network predicts, as candidates are; or `known`,
+            every decision whose truth is known (thesis). Of these nearly all are easy background, and a candidate that
+            looks like background is then trusted more than one that looks like an organ.
         hidden: Channels of the head's 3 x 3 convolutions.
         steps: Optimiser steps of its training in each round.
         lr: Where its learning rate starts.
@@ -65,6 +84,7 @@ class LearnedConfidence(Score):
     def __init__(
         self,
         mode: Literal["fine-tune", "frozen"] = "fine-tune",
+        over: Literal["positives", "known"] = "positives",
         hidden: Sequence[int] = (400, 120, 64, 64),
         steps: int = 1000,
         lr: float = 1e-4,
@@ -73,12 +93,18 @@ class LearnedConfidence(Score):
         if steps < 1 or lr <= 0 or not 0 < lr_decay <= 1:
             raise UsageError(f"confidence: steps {steps}, lr {lr}, lr_decay {lr_decay}: expected positive numbers")
         self.mode = mode
+        self.over = over
         self.hidden = tuple(hidden)
         self.steps = steps
         self.lr = lr
         self.lr_decay = lr_decay
 
-    def learner(self, method: Segmenter) -> "ConfidenceModule":
+    def learner(
+        self,
+        method: Segmenter,
+        fresh: Callable[[], SegmentationModule],
+        annotated: Mapping[str, NDArray[np.bool_]],
+    ) -> "ConfidenceModule":
         """The confidence network of a method."""
         return ConfidenceModule(method, self)
 
@@ -136,7 +162,12 @@ class ConfidenceModule(L.LightningModule):
         with torch.no_grad():
             probs = self.method.probabilities(batch["image"])
         loss = confidence_loss(
-            self.confidence(batch["image"]), probs, batch["label"], batch["annotated"], all_sum=self.method.all_sum
+            self.confidence(batch["image"]),
+            probs,
+            batch["label"],
+            batch["annotated"],
+            positives=self.options.over == "positives",
+            all_sum=self.method.all_sum,
         )
         self.log("confidence/loss", loss.detach(), prog_bar=True, batch_size=len(probs))
         return loss * self.trainer.world_size

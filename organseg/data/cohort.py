@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from organseg.anatomy import canonical
 from organseg.batch import IGNORE
 from organseg.data.cache import SCHEMA, CachedCase
-from organseg.data.folds import Split, split
+from organseg.data.folds import Split, hold_out, split
 from organseg.data.partial import hide_labels
 from organseg.errors import IntegrityError, UsageError
 from organseg.files import publish_text
@@ -72,7 +72,7 @@ class CohortCase:
 
 @dataclass(frozen=True)
 class Cohort:
-    """The cases of one fold. Test cases keep all their labels."""
+    """The cases of one fold, or of a run with test data sets. Test cases keep all their labels."""
 
     organs: tuple[str, ...]
     train: tuple[CohortCase, ...]
@@ -102,6 +102,7 @@ class CohortOptions:
     val_share: float
     label_share: float
     seed: int
+    test_datasets: Sequence[str] | None = None
 
 
 def load_cohort(options: CohortOptions) -> Cohort:
@@ -111,18 +112,23 @@ def load_cohort(options: CohortOptions) -> Cohort:
         UsageError: If the cache, a data set or an organ does not exist.
         IntegrityError: If a data set is not completely prepared, or a file is damaged.
     """
-    cases = {case.header.key: case for name in _datasets(options) for case in read_index(options.cache / name)}
-    offered = tuple(dict.fromkeys(organ for case in cases.values() for organ in case.header.organs))
-    organs = tuple(canonical(organ) for organ in options.organs) if options.organs else offered
-    _check_organs(organs, offered, options.cache)
-    parts = split(
-        {key: case.header.patient for key, case in cases.items()},
-        fold=options.fold,
-        folds=options.folds,
-        fold_seed=options.fold_seed,
-        val_share=options.val_share,
-        seed=options.seed,
-    )
+    names, held = _datasets(options)
+    learned = {case.header.key: case for name in names for case in read_index(options.cache / name)}
+    tested = {case.header.key: case for name in held for case in read_index(options.cache / name)}
+    cases = learned | tested
+    organs = _organs(options, learned, tested)
+    patients = {key: case.header.patient for key, case in cases.items()}
+    if held:
+        parts = hold_out(patients, tested, val_share=options.val_share, seed=options.seed)
+    else:
+        parts = split(
+            patients,
+            fold=options.fold,
+            folds=options.folds,
+            fold_seed=options.fold_seed,
+            val_share=options.val_share,
+            seed=options.seed,
+        )
     _check_overlap(cases, parts)
     everything = {key: frozenset(case.header.annotated) & frozenset(organs) for key, case in cases.items()}
     shown = hide_labels({key: everything[key] for key in parts.train + parts.val}, options.label_share, options.seed)
@@ -147,23 +153,39 @@ def _check_overlap(cases: Mapping[str, CachedCase], parts: Split) -> None:
                 )
 
 
-def _datasets(options: CohortOptions) -> list[str]:
+def _datasets(options: CohortOptions) -> tuple[list[str], list[str]]:
+    """The data sets to train on (where none is tested as a whole, also to test on), and those to test on."""
     found = sorted(path.parent.name for path in options.cache.glob("*/index.json"))
     if not found:
         raise UsageError(f"{options.cache}: no prepared data set here; run `organseg prepare DATASET.yaml --out ...`")
-    missing = sorted(set(options.datasets or ()) - set(found))
+    held = list(options.test_datasets or ())
+    missing = sorted({*(options.datasets or ()), *held} - set(found))
     if missing:
         raise UsageError(f"{options.cache}: no data set {', '.join(missing)}; prepared here: {', '.join(found)}")
-    return list(options.datasets or found)
+    names = [name for name in options.datasets or found if name not in held]
+    if not names:
+        raise UsageError(f"test_datasets: {', '.join(held)} are all there is; name others to train on in `datasets`")
+    return names, held
 
 
-def _check_organs(organs: tuple[str, ...], offered: tuple[str, ...], cache: Path) -> None:
+def _organs(
+    options: CohortOptions, learned: Mapping[str, CachedCase], tested: Mapping[str, CachedCase]
+) -> tuple[str, ...]:
+    """The run's organs, in channel order; by default those that can be learned."""
+    known = tuple(dict.fromkeys(organ for case in learned.values() for organ in case.header.organs))
+    if not options.organs:
+        return known
+    organs = tuple(canonical(organ) for organ in options.organs)
+    offered = dict.fromkeys((*known, *(organ for case in tested.values() for organ in case.header.organs)))
     double = sorted({organ for organ in organs if organs.count(organ) > 1})
     if double:
         raise UsageError(f"organs: {', '.join(double)} given twice")
     missing = [organ for organ in organs if organ not in offered]
     if missing:
-        raise UsageError(f"organs: no data set in {cache} labels {', '.join(missing)}; labelled: {', '.join(offered)}")
+        raise UsageError(
+            f"organs: no data set in {options.cache} labels {', '.join(missing)}; labelled: {', '.join(offered)}"
+        )
+    return organs
 
 
 def write_index(folder: Path, digests: dict[str, str]) -> None:

@@ -1,10 +1,11 @@
 """Which patient is in which fold, and who validates (METHOD.md 4 and 7).
 
 Folds depend on the sorted patient names and `fold_seed` alone, so that every method and every seed of a comparison is
-tested on the same patients. The validation share is drawn from the training patients.
+tested on the same patients. The validation share is drawn from the training patients. Where whole data sets are tested
+(METHOD.md 1.7), there are no folds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,15 +53,46 @@ def split(
     if len(names) < folds:
         raise UsageError(f"{len(names)} patients cannot make {folds} folds; prepare more cases or set fewer folds")
     order = np.random.default_rng([fold_seed, 0]).permutation(len(names))
-    tested = {names[i] for i in order[fold::folds]}
-    others = [name for name in names if name not in tested]
+    return _divide(patients, {names[i] for i in order[fold::folds]}, val_share, seed)
+
+
+def hold_out(patients: Mapping[str, str], tested: Collection[str], *, val_share: float = 0.15, seed: int = 0) -> Split:
+    """Test the given cases; the others train and validate.
+
+    Args:
+        patients: Case key -> patient.
+        tested: Keys of the test cases.
+        val_share: Share of the other patients that validate, at least one where it is above 0.
+        seed: Draws the validation patients.
+
+    Returns:
+        The split, keys sorted.
+
+    Raises:
+        UsageError: If a patient would be tested and trained on, or nobody is left to train on.
+    """
+    held = {patients[key]: key for key in sorted(tested, reverse=True)}
+    for key in sorted(patients):
+        if key not in tested and patients[key] in held:
+            raise UsageError(
+                f"{key} (training) and {held[patients[key]]} (test) are of one patient, {patients[key]!r}: leave one "
+                "out, or name the patients apart in their dataset.yaml, and prepare again"
+            )
+    if len(tested) == len(patients):
+        raise UsageError("every case is a test case, nobody is left to train on; add a data set to `datasets`")
+    return _divide(patients, set(held), val_share, seed)
+
+
+def _divide(patients: Mapping[str, str], tested: Collection[str], val_share: float, seed: int) -> Split:
+    """The split with these patients tested, and validation patients drawn from the others."""
+    others = [name for name in sorted(set(patients.values())) if name not in tested]
     count = max(1, round(val_share * len(others))) if val_share > 0 else 0
     if count >= len(others):
         raise UsageError(f"val_share {val_share} leaves no patient of {len(others)} to train on; set it lower")
     chosen = np.random.default_rng([seed, 1]).permutation(len(others))[:count]
     validating = {others[i] for i in chosen}
 
-    def keys(members: set[str]) -> tuple[str, ...]:
+    def keys(members: Collection[str]) -> tuple[str, ...]:
         return tuple(sorted(key for key, patient in patients.items() if patient in members))
 
     return Split(keys(set(others) - validating), keys(validating), keys(tested))

@@ -73,6 +73,10 @@ class Manifest:
         """Canonical names in the order of the integers."""
         return tuple(self.labels[value] for value in sorted(self.labels))
 
+    def patient_of(self, case: CaseEntry) -> str:
+        """Who a case is among all data sets: an id alone is unique in its own only."""
+        return case.patient if case.patient != case.id else f"{self.name}/{case.id}"
+
 
 def load_manifest(path: Path) -> Manifest:
     """Read and check a `dataset.yaml`.

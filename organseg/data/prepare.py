@@ -104,7 +104,7 @@ def _identity(manifest: Manifest, case: CaseEntry, grid: WorkingGrid) -> dict[st
     if grid.spacing is not None:
         options["spacing"] = grid.spacing
     return {
-        "patient": case.patient if case.patient != case.id else f"{manifest.name}/{case.id}",
+        "patient": manifest.patient_of(case),
         "modality": manifest.modality,
         "organs": manifest.organs,
         "annotated": tuple(organ for organ in manifest.organs if organ in case.annotated),

@@ -45,6 +45,8 @@ class SliceDataModule(L.LightningDataModule):
         workers: Loader processes of each rank.
         window_hu: Intensities are clipped to it.
         augmentation: Random changes to training slices, or null.
+        test_datasets: Data sets of which every case is tested and none trained on; `fold`, `folds` and `fold_seed` then
+            play no part, and the patients of the other data sets train and validate.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class SliceDataModule(L.LightningDataModule):
         workers: int = 2,
         window_hu: tuple[float, float] = (-160.0, 300.0),
         augmentation: SliceAugmentation | None = SliceAugmentation(),  # noqa: B008 - frozen
+        test_datasets: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or workers < 0 or not window_hu[0] < window_hu[1]:
@@ -69,7 +72,9 @@ class SliceDataModule(L.LightningDataModule):
                 "batch_size must be at least 1, workers at least 0 and window_hu rising; "
                 f"got {batch_size}, {workers}, {window_hu}"
             )
-        options = CohortOptions(Path(cache), datasets, organs, fold, folds, fold_seed, val_share, label_share, seed)
+        options = CohortOptions(
+            Path(cache), datasets, organs, fold, folds, fold_seed, val_share, label_share, seed, test_datasets
+        )
         self.cohort: Cohort = load_cohort(options)
         self.organs = self.cohort.organs
         self.seed, self.batch_size, self.workers = seed, batch_size, workers
@@ -102,11 +107,21 @@ class SliceDataModule(L.LightningDataModule):
         """`predict` means relabelling: training cases that lack an organ, and never a validation or test case."""
         if stage == "predict":
             return tuple(case for case in self.cohort.train if not case.known.all())
-        return self.cohort.test if stage == "test" else self.cohort.val
+        return {"fit": self.cohort.train, "validate": self.cohort.val, "test": self.cohort.test}[stage]
 
     def unknown_organs(self, key: str) -> NDArray[np.bool_]:
         """[K]: organs that a training or validation case does not annotate."""
         return ~next(case for case in self.cohort.train + self.cohort.val if case.key == key).known
+
+    def mean_volumes_ml(self) -> tuple[float, ...]:
+        """[K]: mean volume of each organ over the training cases that annotate and show it; NaN where none does."""
+        volumes: list[list[float]] = [[] for _ in self.organs]
+        for case in self.cohort.train:
+            voxels = case.cached.organ_counts.sum(axis=0)
+            for channel, column in case.columns():
+                if voxels[column]:
+                    volumes[channel].append(float(voxels[column]) * self.voxel_ml(case.key))
+        return tuple(float(np.mean(found)) if found else np.nan for found in volumes)
 
     def voxel_ml(self, key: str) -> float:
         """Volume of a voxel of the case's working grid."""

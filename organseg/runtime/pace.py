@@ -44,7 +44,8 @@ class Pace(Callback):
             pl_module.log("pace/slices_per_s", speed, prog_bar=True, rank_zero_only=True, batch_size=1)
             if now - self.printed_at > self.print_every_s and trainer.is_global_zero and not sys.stdout.isatty():
                 left = (trainer.num_training_batches - batch_idx - 1) * elapsed / self.steps
-                loss = float(trainer.callback_metrics.get("train/loss", float("nan")))
+                named = {name: value for name, value in trainer.callback_metrics.items() if name.endswith("/loss")}
+                loss = float(next(iter(named.values()), float("nan")))
                 print(
                     f"step {batch_idx + 1}/{trainer.num_training_batches}  loss {loss:.3f}  {speed:.1f} slices/s  "
                     f"waiting for data {wait:.0%}  {left / 60:.1f} min left",

@@ -37,6 +37,9 @@ _FREE = {
 }  # fmt: skip
 """Options that change where and how a run computes, not what."""
 
+_LATER = ("data.test_datasets",)
+"""Options that came later, left out where they are not used: a run without them is the run that it was before."""
+
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config that decides the weights, as `dotted.key: value`."""
@@ -51,7 +54,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     if config.get("curriculum"):
         parts["curriculum"] = {key: value for key, value in config["curriculum"].items() if key != "round0"}
-    return dict(_flat("", parts))
+    return {key: value for key, value in _flat("", parts) if value or key not in _LATER}
 
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from organseg.volumes.orientation import canonical_affine, canonical_shape, spac
 from organseg.volumes.preprocessing import Preprocessing
 from organseg.volumes.resample import linear_weights, resample_image, resample_label, resampled_affine
 from organseg.volumes.volume import Volume
-from organseg.volumes.working_grid import WorkingGrid, spacing_on
+from organseg.volumes.working_grid import WorkingGrid, affine_on, spacing_on
 
 __all__ = [
     "AffineSource",
@@ -16,6 +16,7 @@ __all__ = [
     "Preprocessing",
     "Volume",
     "WorkingGrid",
+    "affine_on",
     "canonical_affine",
     "canonical_shape",
     "compare_geometry",

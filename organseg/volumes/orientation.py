@@ -50,6 +50,12 @@ def canonical_shape(shape: tuple[int, int, int], affine: np.ndarray) -> tuple[in
     return z, y, x
 
 
+def file_shape(shape: tuple[int, int, int], affine: np.ndarray) -> tuple[int, int, int]:
+    """The shape [X, Y, Z] that `to_file` gives an array of the canonical shape [Z, Y, X]."""
+    x, y, z = to_file(np.broadcast_to(np.uint8(0), shape), affine).shape
+    return x, y, z
+
+
 def spacing_of(affine: np.ndarray) -> tuple[float, float, float]:
     """Voxel spacing (z, y, x) in mm of the canonical array of a file with this affine."""
     to_lps = orientations.ornt_transform(orientations.io_orientation(affine), _LPS)
@@ -69,6 +75,5 @@ def canonical_affine(shape: tuple[int, int, int], affine: np.ndarray) -> np.ndar
         4 x 4 float64, canonical index (z, y, x) -> position (z, y, x) in mm, LPS.
     """
     to_lps = orientations.ornt_transform(orientations.io_orientation(affine), _LPS)
-    file_shape = to_file(np.broadcast_to(np.uint8(0), shape), affine).shape
-    to_file_index = orientations.inv_ornt_aff(to_lps, file_shape)
+    to_file_index = orientations.inv_ornt_aff(to_lps, file_shape(shape, affine))
     return np.asarray(_REVERSE @ _FLIP_XY @ affine @ to_file_index @ _REVERSE, dtype=np.float64)

@@ -5,6 +5,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from organseg.volumes.orientation import file_shape
+from organseg.volumes.resample import resampled_affine
+
 
 @dataclass(frozen=True)
 class WorkingGrid:
@@ -34,3 +39,19 @@ def spacing_on(
     """Spacing after resampling `shape` to `new_shape`: the extent stays, voxel borders on borders."""
     z, y, x = (own * n / new for own, n, new in zip(spacing, shape, new_shape, strict=True))
     return (z, y, x)
+
+
+def affine_on(new_shape: tuple[int, int, int], shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
+    """The affine of a file that holds the working grid in the voxel order of the scan's own file.
+
+    The extent stays, voxel borders on borders, so the first voxel's centre moves by half the change of its size.
+
+    Args:
+        new_shape: [Z', Y', X'] of the working grid.
+        shape: [Z, Y, X] of the scan.
+        affine: 4 x 4, the scan's file: voxel (x, y, z) -> world RAS, mm.
+
+    Returns:
+        4 x 4 float64, for `write_label` and the others.
+    """
+    return resampled_affine(affine, file_shape(shape, affine), file_shape(new_shape, affine))

@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from organseg.curriculum import Selection
 from organseg.curriculum.relabel import Candidates, Round, select
 from organseg.data.pseudo_labels import PseudoLabels
 
 ORGANS = ("liver", "spleen", "pancreas")
 SHAPE = (3, 4, 5)
+SPACING = (5.0, 2.0, 2.0)
+THESIS = Selection()
 
 
 @pytest.fixture
@@ -21,30 +24,31 @@ def volumes():
     return probs, score, label
 
 
-def collect(probs, score, label, unknown, slab):
-    candidates = Candidates(label, np.array(unknown))
+def collect(probs, score, label, unknown, slab, threshold=0.5):
+    candidates = Candidates(label, np.array(unknown), SPACING, threshold)
     for start in range(0, len(probs), slab):
         candidates.add(start, torch.cat([probs, score], dim=1)[start : start + slab])
     return candidates
 
 
-@pytest.mark.parametrize("slab", [1, 2, 3])
-def test_candidates_are_what_the_method_says(volumes, slab):
+@pytest.mark.parametrize(("slab", "threshold"), [(1, 0.5), (2, 0.5), (3, 0.2)])
+def test_candidates_are_what_the_method_says(volumes, slab, threshold):
     probs, score, label = volumes
-    index, organ, ranked, probability = collect(probs, score, label, [True, False, True], slab).collected()
+    candidates = collect(probs, score, label, [True, False, True], slab, threshold)
+    index, organ, ranked, probability = candidates.collected()
     expected = {}
     for z, y, x in np.ndindex(SHAPE):  # METHOD.md 1.5, word by word
         p = {k: float(probs[z, k, y, x]) for k in (0, 2)}
         best = max(p, key=lambda k: p[k])
-        if label[z, y, x] == 0 and p[best] >= 0.5:
+        if label[z, y, x] == 0 and p[best] >= threshold:
             expected[np.ravel_multi_index((z, y, x), SHAPE)] = (best + 1, float(score[z, best, y, x]), p[best])
     assert index.tolist() == sorted(expected)
     found = zip(organ.tolist(), ranked.tolist(), probability.tolist(), strict=True)
     assert dict(zip(index.tolist(), found, strict=True)) == expected
 
 
-def task(gamma=0.5, index=1):
-    return Round(index, gamma, None, "made by", None)
+def task(gamma=0.5, index=1, selection=THESIS, mean_ml=(np.nan,) * 3):
+    return Round(index, gamma, None, "made by", None, selection, mean_ml)
 
 
 def test_each_organ_gets_its_share_and_annotations_stay(volumes):
@@ -82,3 +86,12 @@ def test_without_candidates(volumes):
     )
     assert isinstance(voxels, PseudoLabels) and not voxels.label.any()
     assert header.candidates == header.added == (0, 0, 0)
+
+
+def test_no_more_than_an_organ_can_be(volumes):
+    probs, score, label = volumes
+    # 20 mm3 a voxel: half of 0.2 mL are 5 voxels of the liver; the pancreas has no annotated volume, so no limit.
+    limited = task(0.5, selection=Selection(max_volume=1.0), mean_ml=(0.2, 0.2, np.nan))
+    _, header = select(collect(probs, score, label, [True, False, True], 2), None, limited, "set/case", ORGANS)
+    assert header.candidates[0] > 10 and header.added[0] == 5
+    assert header.added[2] == -(-header.candidates[2] // 2)

@@ -31,7 +31,7 @@ def trainer(steps: int = 3) -> L.Trainer:
 def trained(mode: str) -> tuple[dict, dict, ConfidenceModule]:
     torch.manual_seed(0)
     method = PartialLabelModule(["liver", "spleen"], small)
-    learner = LearnedConfidence(mode, hidden=(6,), steps=3, lr=0.01).learner(method)
+    learner = LearnedConfidence(mode, "known", hidden=(6,), steps=3, lr=0.01).learner(method, None, {})
     before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
     trainer().fit(learner, DataLoader(batches(), batch_size=None))
     return before, learner.state_dict(), learner
@@ -47,17 +47,17 @@ def test_training_leaves_the_segmentation_alone(mode):
 
 def test_every_trained_parameter_has_a_gradient():
     # One without would stop DDP.
-    learner = LearnedConfidence(hidden=(6,)).learner(PartialLabelModule(["liver", "spleen"], small))
+    learner = LearnedConfidence(hidden=(6,)).learner(PartialLabelModule(["liver", "spleen"], small), None, {})
     learner.confidence(torch.randn(1, 1, 8, 8)).sum().backward()
     assert all(p.grad is not None for p in learner.parameters() if p.requires_grad)
     assert not any(p.requires_grad for p in learner.method.parameters())
 
 
 def test_eval_mode_of_the_target_network():
-    learner = LearnedConfidence("frozen", hidden=(6,)).learner(PartialLabelModule(["liver", "spleen"], small))
+    learner = LearnedConfidence("frozen", hidden=(6,)).learner(PartialLabelModule(["liver", "spleen"], small), None, {})
     learner.train()
     assert learner.head.training and not learner.method.network.training and not learner.features.training
-    tuned = LearnedConfidence(hidden=(6,)).learner(PartialLabelModule(["liver", "spleen"], small))
+    tuned = LearnedConfidence(hidden=(6,)).learner(PartialLabelModule(["liver", "spleen"], small), None, {})
     assert tuned.train().features.training and not tuned.method.network.training
 
 
@@ -69,7 +69,7 @@ def test_it_learns_the_true_class_probability():
     image = torch.randn(2, 1, 8, 8)
     label = (image[:, 0] > 0).to(torch.uint8)
     batch = {"image": image, "label": label, "annotated": torch.ones(2, 2, dtype=torch.bool)}
-    learner = LearnedConfidence(hidden=(16,), steps=400, lr=0.01, lr_decay=0.1).learner(method)
+    learner = LearnedConfidence(over="known", hidden=(16,), steps=400, lr=0.01, lr_decay=0.1).learner(method, None, {})
     runner = trainer(400)
     runner.fit(learner, DataLoader([batch] * 400, batch_size=None))
     method.eval(), learner.eval()
@@ -85,7 +85,7 @@ def test_mcp_is_the_probability_itself():
     method.trainer = trainer()
     both = MaximumClassProbability().scorer(method, None)(torch.randn(1, 1, 8, 8))
     assert both.shape == (1, 4, 8, 8) and torch.equal(both[:, :2], both[:, 2:])
-    assert MaximumClassProbability().learner(method) is None and MaximumClassProbability.steps == 0
+    assert MaximumClassProbability().learner(method, None, {}) is None and MaximumClassProbability.steps == 0
 
 
 def test_options_are_checked():

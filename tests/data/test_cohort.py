@@ -109,6 +109,79 @@ def test_two_data_sets_with_their_own_organs(tmp_path):
     assert {case.key[:3] for case in (*alone.train, *alone.test)} == {"two"}
 
 
+@pytest.fixture(scope="module")
+def three_sets(tmp_path_factory):
+    """`one` and `two` to learn from, `held` to test on, which alone labels the heart."""
+    folder = tmp_path_factory.mktemp("three")
+    cache = folder / "cache"
+    make_cache(write_dataset(folder / "one", 5, name="one"), cache)
+    make_cache(write_dataset(folder / "two", 4, name="two", seed=20, labels={3: "hepar"}), cache)
+    return make_cache(
+        write_dataset(folder / "held", 3, name="held", seed=40, labels={**LABELS, 9: "heart"}),
+        cache,
+    )
+
+
+def names(cases) -> set[str]:
+    return {case.key.split("/")[0] for case in cases}
+
+
+@pytest.mark.parametrize("datasets", [None, ["one", "two"], ["two", "one", "held"]])
+def test_a_test_data_set_is_tested_and_nothing_else(three_sets, datasets):
+    cohort = load(three_sets, datasets=datasets, test_datasets=["held"], val_share=0.2)
+    assert names(cohort.test) == {"held"} and len(cohort.test) == 3
+    assert names(cohort.train) == {"one", "two"}
+    assert (len(cohort.train), len(cohort.val)) == (7, 2)
+    assert set(cohort.organs) == set(ORGANS)  # what can be learned, not the heart
+    for options in ({"fold": 3}, {"folds": 77}, {"fold_seed": 5}):
+        other = load(three_sets, datasets=datasets, test_datasets=["held"], val_share=0.2, **options)
+        assert other.content_hash == cohort.content_hash
+
+
+def test_only_training_and_validation_labels_are_hidden(three_sets):
+    cohort = load(three_sets, test_datasets=["held"], label_share=0.25, organs=[*ORGANS, "heart"])
+    shown = [*cohort.train, *cohort.val]
+    assert [sum(organ in case.annotated for case in shown) for organ in cohort.organs] == [2, 1, 1, 1, 0]  # of 9 and 5
+    assert all(case.annotated == {*ORGANS, "heart"} for case in cohort.test)
+
+
+def test_which_set_is_tested_is_part_of_the_content(three_sets):
+    hashes = {load(three_sets, test_datasets=tested).content_hash for tested in (None, ["held"], ["two"])}
+    assert len(hashes) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"test_datasets": ["other"]}, "no data set other; prepared here: held, one, two"),
+        ({"test_datasets": ["held"], "datasets": ["held"]}, "test_datasets: held are all there is"),
+        ({"test_datasets": ["held", "one", "two"]}, "held, one, two are all there is"),
+        ({"test_datasets": ["held"], "organs": ["colon"]}, "labels colon; labelled: .*heart"),
+        ({"test_datasets": ["held"], "val_share": 0.99}, "leaves no patient of 9"),
+    ],
+)
+def test_impossible_test_data_sets(three_sets, options, message):
+    with pytest.raises(UsageError, match=message):
+        load(three_sets, **options)
+
+
+def test_one_patient_in_a_test_data_set_and_a_training_one_is_refused(tmp_path):
+    cache = tmp_path / "cache"
+    for name, seed in (("one", 0), ("held", 20)):
+        entries = {"case1": {"patient": "john"}}
+        make_cache(write_dataset(tmp_path / name, 3, name=name, seed=seed, entries=entries), cache)
+    with pytest.raises(UsageError, match=r"one/case1 \(training\) and held/case1 \(test\) are of one patient, 'john'"):
+        load(cache, test_datasets=["held"])
+
+
+def test_one_image_in_a_test_data_set_and_a_training_one_is_refused(tmp_path):
+    cache = tmp_path / "cache"
+    for name, seed in (("one", 0), ("held", 2)):  # case2 of the one is case0 of the other
+        make_cache(write_dataset(tmp_path / name, 3, name=name, seed=seed), cache)
+    with pytest.raises(UsageError, match=r"one/case2 .* and held/case0 .* are the same image"):
+        load(cache, test_datasets=["held"], val_share=0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from organseg.data.folds import split
+from organseg.data.folds import hold_out, split
 from organseg.errors import UsageError
 
 
@@ -80,3 +80,36 @@ def test_the_seed_draws_who_validates():
 def test_impossible_splits_are_refused(options, message):
     with pytest.raises(UsageError, match=message):
         split(cohort(10), **options)
+
+
+def test_held_out_cases_are_tested_and_all_others_train_and_validate():
+    patients = cohort(12)
+    tested = {"set/p03_0", "set/p07_0"}
+    parts = hold_out(patients, tested, val_share=0.2, seed=1)
+    assert parts.test == ("set/p03_0", "set/p07_0")
+    assert len(parts.val) == 2 and len(parts.train) == 8
+    assert sorted([*parts.train, *parts.val, *parts.test]) == sorted(patients)
+    assert hold_out(dict(reversed(patients.items())), tested, val_share=0.2, seed=1) == parts
+    assert {hold_out(patients, tested, val_share=0.2, seed=seed).val for seed in range(4)} != {parts.val}
+    assert hold_out(patients, tested, val_share=0).val == ()
+
+
+def test_the_same_patients_tested_give_the_same_split():
+    patients = cohort(12)
+    by_fold = split(patients, fold=1, val_share=0.3, seed=4)
+    assert hold_out(patients, by_fold.test, val_share=0.3, seed=4) == by_fold
+
+
+def test_a_patient_on_both_sides_is_refused():
+    with pytest.raises(UsageError, match=r"set/p03_1 \(training\) and set/p03_0 \(test\) are of one patient, 'p03'"):
+        hold_out(cohort(5, cases_each=2), {"set/p03_0"})
+
+
+@pytest.mark.parametrize(
+    ("tested", "val_share", "message"),
+    [(5, 0.15, "every case is a test case"), (4, 0.15, "val_share 0.15 leaves no patient of 1 to train on")],
+)
+def test_nobody_left_to_train_on(tested, val_share, message):
+    patients = cohort(5)
+    with pytest.raises(UsageError, match=message):
+        hold_out(patients, set(list(patients)[:tested]), val_share=val_share)

@@ -367,3 +367,23 @@ def test_each_phase_has_an_order_of_its_own(relabelled):
     assert relabelled.round_labels is None
     drawn = [[(plan.draw(s, p).case, plan.draw(s, p).z) for s in range(4) for p in range(6)] for plan in (first, later)]
     assert drawn[0] != drawn[1]
+
+
+def test_a_test_data_set_leaves_no_trace_in_training(tmp_path):
+    cache = tmp_path / "cache"
+    for name, seed in (("one", 0), ("two", 20), ("held", 40), ("other", 60)):
+        make_cache(write_dataset(tmp_path / name, 3, name=name, seed=seed), cache)
+    sets = [
+        module(cache, datasets=["one", "two"], test_datasets=[held], val_share=0.3, label_share=0.5)
+        for held in ("held", "other")
+    ]
+    assert [data.case_keys("test")[0] for data in sets] == ["held/case0", "other/case0"]
+    assert sets[0].preprocessing == sets[1].preprocessing
+    assert sets[0].case_keys("validate") == sets[1].case_keys("validate")
+    assert not any(key.startswith(("held", "other")) for data in sets for key in data.case_keys("predict"))
+    first, second = map(samples_of, sets)
+    for step in range(3):
+        for position in range(6):
+            one, other = first[step, position], second[step, position]
+            assert one["case"] == other["case"]
+            assert all(np.array_equal(one[name], other[name], equal_nan=True) for name in one if name != "case")

@@ -1,14 +1,21 @@
 """A toy cohort, prepared once for all tests of this folder."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from toy import organseg
 
+FUSION = Path(__file__).parents[2] / "tools" / "fusion.py"
+
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with phantoms of two seeds, and a cache that holds them as the data sets `phantom` and `btcv`."""
+    """A folder with phantoms of two seeds.
+
+    `cache` holds them as the data sets `phantom` and `btcv`; `fusion_cache` holds what tools/fusion.py makes of `btcv`.
+    """
     folder = tmp_path_factory.mktemp("toy")
     organseg("phantom", "--cases", 6, "--shape", 24, 32, 32, "--out", folder / "phantoms", "--processes", 1)
     organseg("phantom", "--cases", 5, "--seed", 1, "--shape", 24, 32, 32, "--out", folder / "btcv", "--processes", 1)
@@ -16,4 +23,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     renamed.write_text(renamed.read_text().replace("name: phantom", "name: btcv"))
     manifests = (folder / "phantoms" / "dataset.yaml", renamed)
     organseg("prepare", *manifests, "--out", folder / "cache", "--processes", 1)
+    words = [sys.executable, FUSION, renamed, "--out", folder / "fusion", "--cases", 2]
+    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+    manifests = tuple(folder / "fusion" / f"{part}.yaml" for part in ("few", "pancreas", "heldout"))
+    organseg("prepare", *manifests, "--out", folder / "fusion_cache", "--processes", 1)
     return folder

@@ -32,7 +32,8 @@ def steps_of(config: dict[str, Any]) -> list[str]:
 def test_experiment_runs_from_fit_to_predict(config: Path, toy: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     steps = steps_of(load_config(config))
-    organseg("fit", "--config", config, "--data.init_args.cache", toy / "cache", "--out", run, *steps, *TOY)
+    cache = toy / ("fusion_cache" if config.stem.startswith("fusion") else "cache")
+    organseg("fit", "--config", config, "--data.init_args.cache", cache, "--out", run, *steps, *TOY)
     last = run / "checkpoints" / "last.ckpt"
     organseg("test", "--config", run / "config.yaml", "--ckpt_path", last)
     with (run / "test" / "cases.csv").open() as file:

@@ -27,6 +27,13 @@ def test_identity_has_what_decides_the_weights_and_nothing_else() -> None:
     }
 
 
+def test_options_that_came_later_do_not_make_an_older_run_another_one() -> None:
+    later = {**CONFIG, "data": {**CONFIG["data"], "init_args": {**CONFIG["data"]["init_args"], "test_datasets": None}}}
+    assert identity(later) == identity(CONFIG)
+    later["data"]["init_args"]["test_datasets"] = ["held"]
+    assert identity(later) == {**identity(CONFIG), "data.test_datasets": ["held"]}
+
+
 def test_no_folder_is_a_new_run(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "new").record() is None
 
