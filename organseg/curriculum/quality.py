@@ -155,12 +155,18 @@ def _table(rows: Sequence[CaseRow] | Sequence[OrganRow]) -> str:
 
 def _show(header: RoundHeader, rows: Sequence[OrganRow]) -> None:
     """One line an organ; organs without a candidate anywhere are named."""
-    print(f"\nround {header.round_index}: the {100 * header.gamma:.0f}% of the candidates with the highest score")
-    print(f"{'organ':<26}{'cases':>6}{'candidates':>12}{'added':>10}{'precision':>11}{'recall':>8}{'AUC':>7}")
+    print(f"\nround {header.round_index}: of the candidates, the {100 * header.gamma:.0f}% with the highest score")
+    head = (
+        f"{'organ':<26}{'cases':>6}{'candidates':>12}{'added':>10}{'precision':>11}{'recall':>8}{'AUC':>7}{'of MCP':>8}"
+    )
+    print(head if any(row.precision is not None for row in rows) else head[:54])
     for row in rows:
         rates = [f"{100 * value:.1f}" if value is not None else "" for value in (row.precision, row.recall)]
-        auc = f"{row.score_auc:.2f}" if row.score_auc is not None else ""
-        print(f"{row.organ:<26}{row.cases:>6}{row.candidates:>12}{row.added:>10}{rates[0]:>11}{rates[1]:>8}{auc:>7}")
+        aucs = [f"{auc:.2f}" if auc is not None else "" for auc in (row.score_auc, row.probability_auc)]
+        print(
+            f"{row.organ:<26}{row.cases:>6}{row.candidates:>12}{row.added:>10}"
+            f"{rates[0]:>11}{rates[1]:>8}{aucs[0]:>7}{aucs[1]:>8}".rstrip()
+        )
     empty = [row.organ for row in rows if not row.candidates]
     if empty:
         print(f"organseg: warning: no candidate at all of {', '.join(empty)}: nothing was added for it in this round")

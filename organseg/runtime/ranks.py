@@ -3,7 +3,7 @@
 DDP averages gradients, so all ranks take the same step from the same weights; a rank that does not (broken memory, a
 library of another version, a parameter that DDP does not know) would spoil the result without a word. Running
 statistics are another matter: each rank counts its own share and rank 0's are what is saved. DDP gives them to the
-others before each training step, but not before a validation.
+others while it trains, but not where a network is validated after its training.
 """
 
 import hashlib

@@ -1,0 +1,177 @@
+"""The relabelling experiments of protocol S (METHOD.md 7): methods, label shares and seeds, and their tables.
+
+Every method of a share and seed has the same folds, hidden labels and number of optimiser steps; those with rounds
+share one round 0. Each step is the command that a user would type; what is finished is skipped and what was stopped
+goes on, so that the script can be run again and again, with `--minutes` for as long as there is time. Tables are made
+of what is finished: mean and standard deviation over the seeds, in Markdown, and `results.csv` and `rounds.csv`.
+
+Usage: python tools/relabelling.py --cache cache --out runs/relabelling --shares 30 10 --seeds 0 1 2 --minutes 100
+"""
+
+import argparse
+import csv
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
+METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis", "naive")
+WITHOUT_ROUNDS = ("inerrant0", "naive")
+ROUND0 = "round0"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: its folder is `OUT/<share>/seed<seed>/<method>`."""
+
+    out: Path
+    dataset: str
+    share: int
+    seed: int
+    method: str
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.out / str(self.share) / f"seed{self.seed}" / self.method
+
+    @property
+    def summary(self) -> Path:
+        """Its test's result; it exists once the run is finished and tested."""
+        return self.folder / "test" / "summary.csv"
+
+    def fit_words(self, cache: Path, round0_steps: int) -> list[str]:
+        """What to type after `organseg fit`."""
+        method = "inerrant0" if self.method == ROUND0 else self.method
+        words = ["--config", f"{CONFIGS / f'{self.dataset}_{self.share}_{method}.yaml'}", "--out", f"{self.folder}",
+                 "--data.init_args.cache", f"{cache}", "--seed", f"{self.seed}"]  # fmt: skip
+        if self.method == ROUND0:
+            words += ["--trainer.max_steps", f"{round0_steps}"]
+        elif self.method not in WITHOUT_ROUNDS:
+            words += ["--curriculum.round0", f"{self.folder.parent / ROUND0}"]
+        return words
+
+
+def organseg(*words: str) -> None:
+    """Run one command, shown as it is typed."""
+    print("$ organseg " + " ".join(words), flush=True)
+    subprocess.run([sys.executable, "-m", "organseg", *words], check=True)
+
+
+def plan(arguments: argparse.Namespace) -> Iterator[Run]:
+    """All runs, in the order in which they are wanted: one seed after another, the shared round 0 first."""
+    for seed in arguments.seeds:
+        for share in arguments.shares:
+            methods = [method for method in METHODS if method in arguments.methods]
+            if set(methods) - set(WITHOUT_ROUNDS):
+                methods = [ROUND0, *methods]
+            for method in methods:
+                yield Run(arguments.out, arguments.dataset, share, seed, method)
+
+
+def work(runs: Sequence[Run], arguments: argparse.Namespace) -> None:
+    """Train and test what is not finished, while there is time to begin."""
+    end = time.monotonic() + 60 * arguments.minutes
+    for run in runs:
+        if run.summary.exists():
+            continue
+        if time.monotonic() > end:
+            print(f"no time left to begin {run.folder}")
+            return
+        organseg("fit", *run.fit_words(arguments.cache, arguments.round0_steps))
+        checkpoint = run.folder / "checkpoints" / "last.ckpt"
+        organseg("test", "--config", f"{run.folder / 'config.yaml'}", "--ckpt_path", f"{checkpoint}")
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """A table's lines."""
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation (ddof 1), of shares in per cent."""
+    deviation = f" ({100 * statistics.stdev(values):.1f})" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{deviation}"
+
+
+def show_scores(runs: Sequence[Run], out: Path) -> None:
+    """DSC of each method and organ; std over seeds."""
+    found: dict[tuple[int, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    lines = []
+    for run in runs:
+        for row in rows_of(run.summary) if run.summary.exists() else []:
+            found[run.share, run.method][row["organ"]].append(float(row["dsc_mean"]))
+            lines.append([run.share, run.seed, run.method, row["organ"], row["dsc_mean"]])
+    if not lines:
+        return
+    write(out / "results.csv", ["label_share_percent", "seed", "method", "organ", "dsc_mean"], lines)
+    organs = list(dict.fromkeys(str(line[3]) for line in lines))
+    print("\n| labels | method | seeds | " + " | ".join(organs) + " |\n|---|---|---:|" + "---:|" * len(organs))
+    for (share, method), scores in found.items():
+        cells = (spread(scores[organ]) for organ in organs)
+        print(f"| {share}% | {method} | {len(scores[organs[0]])} | " + " | ".join(cells) + " |")
+
+
+RATES = ("precision", "recall", "probability_auc", "score_auc", "probability_ap_success", "score_ap_success",
+         "probability_ap_error", "score_ap_error")  # fmt: skip
+
+
+def show_rounds(runs: Sequence[Run], out: Path) -> None:
+    """What each round added, as means over organs, then mean and std over seeds."""
+    found: dict[tuple[int, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    lines = []
+    for run in runs:
+        for table in sorted(run.folder.glob("*_relabel/organs.csv")):
+            rows, round_name = rows_of(table), table.parent.name.split("_")[1].removeprefix("round")
+            for row in rows:
+                numbers = [row["organ"], row["candidates"], row["added"], *(row[rate] for rate in RATES)]
+                lines.append([run.share, run.seed, run.method, round_name, *numbers])
+            for rate in RATES:
+                values = [float(row[rate]) for row in rows if row[rate]]
+                if values:
+                    found[run.share, run.method, round_name][rate].append(statistics.fmean(values))
+    if not lines:
+        return
+    head = ["label_share_percent", "seed", "method", "round", "organ", "candidates", "added", *RATES]
+    write(out / "rounds.csv", head, lines)
+    print("\nMeans over organs; AUC and AP of the probability (MCP) and of the method's own score, over candidates.")
+    print("| labels | method | round | " + " | ".join(RATES) + " |\n|---|---|---:|" + "---:|" * len(RATES))
+    for (share, method, round_name), rates in found.items():
+        cells = (spread(rates[rate]) if rates[rate] else "" for rate in RATES)
+        print(f"| {share}% | {method} | {round_name} | " + " | ".join(cells) + " |")
+
+
+def write(path: Path, head: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
+    """A CSV file."""
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([head, *lines])
+
+
+def main() -> None:
+    """Train what is missing, then show the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/relabelling"))
+    parser.add_argument("--dataset", default="btcv", help="prefix of the experiments' configs")
+    parser.add_argument("--shares", type=int, nargs="+", default=[30, 10], help="per cent of the labels")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--round0-steps", type=int, default=1500)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this; 0: tables only")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    runs = list(plan(arguments))
+    if arguments.minutes > 0:
+        work(runs, arguments)
+    show_scores(runs, arguments.out)
+    show_rounds(runs, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
