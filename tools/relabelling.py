@@ -6,6 +6,7 @@ goes on, so that the script can be run again and again, with `--minutes` for as 
 of what is finished: mean and standard deviation over the seeds, in Markdown, and `results.csv` and `rounds.csv`.
 
 Usage: python tools/relabelling.py --cache cache --out runs/relabelling --shares 30 10 --seeds 0 1 2 --minutes 100
+Options that it does not know, as --option=value, go to every `fit`; those of the curriculum where there is one.
 """
 
 import argparse
@@ -45,14 +46,16 @@ class Run:
         """Its test's result; it exists once the run is finished and tested."""
         return self.folder / "test" / "summary.csv"
 
-    def fit_words(self, cache: Path, round0_steps: int) -> list[str]:
+    def fit_words(self, cache: Path, round0_steps: int, more: Sequence[str]) -> list[str]:
         """What to type after `organseg fit`."""
         method = "inerrant0" if self.method == ROUND0 else self.method
+        with_rounds = self.method not in (ROUND0, *WITHOUT_ROUNDS)
         words = ["--config", f"{CONFIGS / f'{self.dataset}_{self.share}_{method}.yaml'}", "--out", f"{self.folder}",
                  "--data.init_args.cache", f"{cache}", "--seed", f"{self.seed}"]  # fmt: skip
+        words += [word for word in more if with_rounds or not word.startswith("--curriculum.")]
         if self.method == ROUND0:
             words += ["--trainer.max_steps", f"{round0_steps}"]
-        elif self.method not in WITHOUT_ROUNDS:
+        if with_rounds:
             words += ["--curriculum.round0", f"{self.folder.parent / ROUND0}"]
         return words
 
@@ -74,7 +77,7 @@ def plan(arguments: argparse.Namespace) -> Iterator[Run]:
                 yield Run(arguments.out, arguments.dataset, share, seed, method)
 
 
-def work(runs: Sequence[Run], arguments: argparse.Namespace) -> None:
+def work(runs: Sequence[Run], arguments: argparse.Namespace, more: Sequence[str]) -> None:
     """Train and test what is not finished, while there is time to begin."""
     end = time.monotonic() + 60 * arguments.minutes
     for run in runs:
@@ -83,7 +86,7 @@ def work(runs: Sequence[Run], arguments: argparse.Namespace) -> None:
         if time.monotonic() > end:
             print(f"no time left to begin {run.folder}")
             return
-        organseg("fit", *run.fit_words(arguments.cache, arguments.round0_steps))
+        organseg("fit", *run.fit_words(arguments.cache, arguments.round0_steps, more))
         checkpoint = run.folder / "checkpoints" / "last.ckpt"
         organseg("test", "--config", f"{run.folder / 'config.yaml'}", "--ckpt_path", f"{checkpoint}")
 
@@ -164,11 +167,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--round0-steps", type=int, default=1500)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this; 0: tables only")
-    arguments = parser.parse_args()
+    arguments, more = parser.parse_known_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     runs = list(plan(arguments))
     if arguments.minutes > 0:
-        work(runs, arguments)
+        work(runs, arguments, more)
     show_scores(runs, arguments.out)
     show_rounds(runs, arguments.out)
 

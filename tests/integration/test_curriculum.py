@@ -1,60 +1,14 @@
 """One `fit` with rounds: its phases, its result, and that killing it anywhere changes nothing (FAULTS.md 5, 6)."""
 
 import csv
-import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
-import hdf5plugin  # noqa: F401 - the filter of the files
 import pytest
-import torch
-from toy import TOY, organseg
-
-CONFIGS = Path(__file__).parents[2] / "configs"
-PHASES = ["00_round0_train", "01_round1_confidence", "02_round1_relabel", "03_round1_train", "04_round2_confidence",
-          "05_round2_relabel", "06_round2_train"]  # fmt: skip
-
-
-def command(toy: Path, run: Path, *more: object) -> list[str]:
-    """Two rounds with a checkpoint after every step."""
-    words = ["fit", "--config", CONFIGS / "experiment" / "phantom_30_inerrant.yaml", "--data.init_args.cache",
-             toy / "cache", "--out", run, *TOY, "--trainer.max_steps=50", "--checkpoint_every_s=0",
-             "--curriculum.round_steps=5", "--curriculum.score.init_args.steps=5",
-             "--curriculum.score.init_args.hidden=[8]", *more]  # fmt: skip
-    return [str(word) for word in words]
-
-
-def weights(path: Path) -> str:
-    state = torch.load(path, weights_only=True)["state_dict"]
-    return hashlib.sha256(
-        b"".join(name.encode() + tensor.numpy().tobytes() for name, tensor in state.items())
-    ).hexdigest()
-
-
-def results(run: Path) -> dict[str, str]:
-    """Weights of every phase and of the result, bytes of every pseudo-label file apart from what made it."""
-    found = {str(path.relative_to(run)): weights(path) for path in sorted(run.rglob("last.ckpt"))}
-    for path in sorted(run.glob("pseudo_labels/*/*/*.h5")):
-        with h5py.File(path) as file:
-            arrays = b"".join(file[name][()].tobytes() for name in sorted(file))
-        found[str(path.relative_to(run))] = hashlib.sha256(arrays).hexdigest()
-    return found
-
-
-def journal(run: Path) -> list[str]:
-    lines = (run / "journal.jsonl").read_text().splitlines() if (run / "journal.jsonl").exists() else []
-    return [json.loads(line)["phase"] for line in lines if line]
-
-
-def losses(run: Path) -> list[str]:
-    return [line for line in (run / "metrics.csv").read_text().splitlines() if ",pace/" not in line]
+from rounds import CONFIGS, PHASES, TWO_RANKS, command, journal, losses, results, stop_when, weights
+from toy import organseg
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +48,7 @@ def test_phases_results_and_reports(toy: Path, uninterrupted: Path, tmp_path: Pa
 def test_round_0_is_a_run_without_rounds_and_can_be_taken_over(toy: Path, uninterrupted: Path, tmp_path: Path) -> None:
     plain, run = tmp_path / "plain", tmp_path / "run"
     base = command(toy, plain)
-    at = base.index(str(CONFIGS / "experiment" / "phantom_30_inerrant.yaml"))
+    at = base.index(str(CONFIGS / "experiment" / "phantom_30_inerrant_thesis.yaml"))
     alone = [word for word in base if not word.startswith("--curriculum")]
     alone[at] = str(CONFIGS / "experiment" / "phantom_30_inerrant0.yaml")
     organseg(*alone)
@@ -104,26 +58,6 @@ def test_round_0_is_a_run_without_rounds_and_can_be_taken_over(toy: Path, uninte
     assert results(run) == results(uninterrupted)
     other = organseg(*command(toy, tmp_path / "other", "--curriculum.round0", plain, "--seed=1"), check=4)
     assert "not the round 0 of this run" in other.stderr and "seed" in other.stderr
-
-
-def stop_when(words: list[str], condition: Callable[[], bool], with_signal: int) -> int:
-    """Start the command in a process group, signal the group once the condition holds; returns the exit code."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "organseg", *words],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline:
-        if condition():
-            os.killpg(process.pid, with_signal)
-            break
-        time.sleep(0.003)
-    process.wait(timeout=60)
-    return process.returncode
 
 
 def moments(run: Path) -> list[Callable[[], bool]]:
@@ -238,13 +172,44 @@ def test_the_best_round_needs_a_validation_case_that_knows_something(toy: Path, 
     assert "val_share" in done.stderr
 
 
+JUDGED = (
+    "--curriculum.score=organseg.curriculum.CrossFittedConfidence",
+    "--curriculum.score.init_args.steps=10",
+    "--curriculum.selection={threshold: 0.3, smooth_mm: 8.0, largest_piece: true, max_volume: 1.0}",
+)
+
+
+@pytest.mark.slow
+def test_judges_are_trained_once_and_serve_every_round(toy: Path, tmp_path: Path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    organseg(*command(toy, whole, *JUDGED))
+    phases = [phase for phase in PHASES if phase != PHASES[4]]
+    assert journal(whole) == phases
+    with (whole / PHASES[5] / "organs.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["score_auc"]]
+    assert any(row["score_auc"] != row["probability_auc"] for row in rows)
+    words = command(toy, run, *JUDGED)
+    steps = [53, 60]  # in the judges' training; in the training after it
+    for step in steps:
+        stop_when(words, lambda step=step: f"\n{step}," in log(run), signal.SIGKILL)
+        assert not (run / "checkpoints" / "last.ckpt").exists()
+    organseg(*words)
+    assert journal(run) == phases
+    assert results(run) == results(whole)
+    assert losses(run) == losses(whole)
+
+
+def log(run: Path) -> str:
+    return (run / "metrics.csv").read_text() if (run / "metrics.csv").exists() else ""
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 def test_two_ranks(toy: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = command(toy, run, "--trainer.devices=2", "--trainer.strategy=ddp")
+    words = command(toy, run, *TWO_RANKS)
     whole = tmp_path / "whole"
-    organseg(*command(toy, whole, "--trainer.devices=2", "--trainer.strategy=ddp"))
+    organseg(*command(toy, whole, *TWO_RANKS))
     _, confidence, relabelling, *_ = moments(run)
     for moment in (confidence, relabelling):
         assert stop_when(words, moment, signal.SIGKILL) == -signal.SIGKILL

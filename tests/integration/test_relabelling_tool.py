@@ -1,0 +1,44 @@
+"""`tools/relabelling.py`: shared round 0, equal steps, tables of what is finished, and nothing twice."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toy import TOY
+
+TOOL = Path(__file__).parents[2] / "tools" / "relabelling.py"
+
+
+def run_tool(toy: Path, out: Path, *more: str) -> str:
+    words = [sys.executable, TOOL, "--cache", toy / "cache", "--out", out, "--dataset", "phantom", "--shares", "30"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*map(str, words), *more], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_methods_share_round_0_and_end_in_tables(toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    assert "| labels |" not in run_tool(toy, out, "--minutes", "0")
+    small = (*TOY, "--curriculum.round_steps=5", "--curriculum.score.init_args.steps=5")
+    plain = ("--methods", "inerrant0", "--trainer.max_steps=50", *TOY)
+    run_tool(toy, out, *plain)
+    folder = out / "30" / "seed0"
+    tested = (folder / "inerrant0" / "test" / "summary.csv").stat().st_mtime_ns
+    shown = run_tool(toy, out, "--methods", "inerrant", "--round0-steps", "50", "--trainer.max_steps=50", *small)
+    assert "/round0/" in shown and "--curriculum.round0" in shown
+    shown = run_tool(toy, out, "--methods", "inerrant", "inerrant0", "--round0-steps", "50")
+    assert "$ organseg" not in shown  # all of it is finished
+    assert (folder / "inerrant0" / "test" / "summary.csv").stat().st_mtime_ns == tested
+    assert shown.count("| 30% | inerrant") == 4  # scores of two methods, and two rounds
+    with (out / "results.csv").open() as file:
+        found = {row["method"] for row in csv.DictReader(file)}
+    assert found == {"round0", "inerrant", "inerrant0"}
+    with (out / "rounds.csv").open() as file:
+        rounds = list(csv.DictReader(file))
+    assert {row["round"] for row in rounds} == {"1", "2"} and {row["method"] for row in rounds} == {"inerrant"}
+    assert any(row["precision"] for row in rounds)
