@@ -35,6 +35,8 @@ def test_experiment_runs_from_fit_to_predict(config: Path, toy: Path, tmp_path: 
     cache = toy / ("fusion_cache" if config.stem.startswith("fusion") else "cache")
     organseg("fit", "--config", config, "--data.init_args.cache", cache, "--out", run, *steps, *TOY)
     last = run / "checkpoints" / "last.ckpt"
+    if "_10_" in config.stem and CONFIGS / "experiment" / f"{config.stem.replace('_10_', '_30_')}.yaml" in EXPERIMENTS:
+        return  # differs in nothing but the label share from an experiment that goes on
     organseg("test", "--config", run / "config.yaml", "--ckpt_path", last)
     with (run / "test" / "cases.csv").open() as file:
         rows = list(csv.DictReader(file))
