@@ -51,7 +51,9 @@ def test_gzip_of_several_members_is_accepted(tmp_path, hounsfield, las, make_byt
     assert (read_image(path, case="c1")[0].array == to_canonical(hounsfield, las)).all()
 
 
-@pytest.mark.parametrize("junk", [b"\0", b"junk", b"\x1f", b"\x1f\x8b", bytes(300_000), gzip.compress(b"more", mtime=0)])
+@pytest.mark.parametrize(
+    "junk", [b"\0", b"junk", b"\x1f", b"\x1f\x8b", bytes(300_000), gzip.compress(b"more", mtime=0)]
+)
 def test_anything_after_the_stream_is_refused(make_file, hounsfield, junk):
     path = make_file(hounsfield)
     path.write_bytes(path.read_bytes() + junk)
