@@ -2,8 +2,8 @@
 
 DDP averages gradients, so all ranks take the same step from the same weights; a rank that does not (broken memory, a
 library of another version, a parameter that DDP does not know) would spoil the result without a word. Running
-statistics are another matter: each rank counts its own share and rank 0's are what is saved. DDP gives them to the
-others while it trains, but not where a network is validated after its training.
+statistics are another matter: each rank counts its own share, and rank 0's are saved; DDP gives them to the others
+before each forward pass, Lightning before a validation.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from organseg.errors import WorkerError
 
 
 class SameWeights(Callback):
-    """Lets no checkpoint be written of which the ranks hold different weights; validates what would be saved."""
+    """Lets no checkpoint be written of which the ranks hold different weights."""
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Compare digests; every rank is here, and all of them raise.
@@ -42,12 +42,6 @@ class SameWeights(Callback):
                 "they last agreed: run the same command again, and if this comes back, check the machines' memory and "
                 "that all have the same versions"
             )
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Give all ranks rank 0's running statistics, so that they validate one network."""
-        if trainer.world_size > 1:
-            for buffer in pl_module.buffers():
-                torch.distributed.broadcast(buffer, src=0)
 
 
 def weights_digest(module: nn.Module) -> bytes:

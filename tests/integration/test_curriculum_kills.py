@@ -90,7 +90,7 @@ def test_killed_at_random(seed: int, toy: Path, whole: Callable[[int], tuple[Pat
     for _ in range(6):
         # Either at a moment, or between two writes.
         words = command(toy, run, f"--data.init_args.workers={workers}", *TWO_RANKS * (ranks == 2))
-        delay, writes = float(rng.uniform(0, 0.4 * takes_s)), int(rng.integers(200))
+        delay, writes = float(rng.uniform(0, 0.2 * takes_s)), int(rng.integers(120))
         by_time = bool(rng.integers(2))
         if not (killed_after(words, run, delay) if by_time else killed_at(words, run, "", writes)):
             break
