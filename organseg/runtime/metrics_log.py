@@ -19,13 +19,14 @@ class MetricsLog(Logger):
     """Appends (step, metric, value) to a CSV file.
 
     A resumed run logs some steps again. The first number of an earlier step than the last one in the file drops all
-    lines from that step on, so that the file reads as if nothing had happened.
+    lines from that step on, so that the file reads as if nothing had happened. What is logged twice is written once.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self._last_step: int | None = None
+        self._last_rows: list[tuple[int, str, str]] = []
 
     @property
     def name(self) -> str:
@@ -46,9 +47,11 @@ class MetricsLog(Logger):
         """Append the metrics of a step."""
         step = step or 0
         rows = [(step, name, repr(float(value))) for name, value in sorted(metrics.items()) if name != "epoch"]
+        if rows == self._last_rows:
+            return
         if self._last_step is None or step < self._last_step:
             self._keep_before(step)
-        self._last_step = step
+        self._last_step, self._last_rows = step, rows
         with self.path.open("a", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
 

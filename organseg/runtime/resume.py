@@ -83,6 +83,9 @@ class LastCheckpoint(Checkpoint):
         stop = agree(self.stop_request.asked, all=False)
         due = agree(time.monotonic() - self.saved_at > self.every_s, all=False)
         if stop or due:
+            # Lightning logs a step after this hook: a stop here, or a kill, would lose the numbers of a step that
+            # the checkpoint counts as done.
+            trainer._logger_connector.update_train_step_metrics()
             self._save(trainer)
         if stop:
             raise Interrupted(f"stopped by a signal; the same command goes on from step {trainer.global_step}")

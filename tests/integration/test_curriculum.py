@@ -98,6 +98,7 @@ def test_a_signal_in_training_and_in_relabelling_is_exit_75(toy: Path, uninterru
     assert stop_when(words, relabelling, signal.SIGTERM) == 75
     organseg(*words)
     assert results(run) == results(uninterrupted)
+    assert losses(run) == losses(uninterrupted)
 
 
 @pytest.mark.slow

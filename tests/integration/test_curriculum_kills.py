@@ -28,6 +28,8 @@ def one_round(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_before_and_after_every_journal_line(toy: Path, one_round: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = command(toy, run, ONE_ROUND)
+    # A step's checkpoint is published, and the numbers of that step come to no harm.
+    assert killed_at(words, run, f"os.rename {PHASES[0]}/checkpoints/last.ckpt$", later=1)
     for number, phase in enumerate(PHASES[:4]):
         # Its result is published, its line is not written: the phase does not count.
         assert killed_at(words, run, "open journal.jsonl")

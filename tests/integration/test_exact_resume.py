@@ -87,6 +87,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_75_then_ends_equal(
     assert interrupt(words, run, 6, signal.SIGTERM) == 75
     organseg(*words)
     assert fingerprint(run) == fingerprint(uninterrupted)
+    assert losses(run) == losses(uninterrupted)
 
 
 @pytest.mark.slow

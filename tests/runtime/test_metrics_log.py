@@ -22,5 +22,12 @@ def test_a_resumed_run_continues_the_file_as_if_nothing_had_happened(tmp_path: P
     assert read_metrics(first.path) == [(step, "loss", float(step)) for step in range(12)]
 
 
+def test_what_is_logged_twice_is_written_once(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.csv")
+    for loss in (0.5, 0.5, 0.25):
+        log.log_metrics({"loss": loss, "norm": float("nan")}, 3)
+    assert [row[:2] for row in read_metrics(log.path)] == [(3, "loss"), (3, "norm"), (3, "loss"), (3, "norm")]
+
+
 def test_no_file_has_no_rows(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.csv") == []
