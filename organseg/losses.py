@@ -4,14 +4,14 @@ K binary classifiers, each judged only where its truth is known. Pure functions 
 caller's (`all_sum`). Legend: B cases, K organs, *S spatial axes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from organseg.batch import IGNORE
+from organseg.batch import IGNORE, Batch
 
 Balance = Literal["none", "organ"]
 
@@ -140,6 +140,100 @@ def confidence_loss(
         error = (known * (confidence.float() - target).square()).sum(axes)
         total, count = all_sum(torch.stack([error, known.float().sum(axes)]))
     return _balanced(total, count, "organ" if positives else "none")
+
+
+def marginal_loss(
+    logits: Tensor,
+    label: Tensor,
+    annotated: Tensor,
+    *,
+    dice: float = 1.0,
+    all_sum: Callable[[Tensor], Tensor] = _identity,
+) -> Tensor:
+    """Cross-entropy of a softmax with a background, plus `dice` times a soft Dice, for partial labels.
+
+    Where a case does not annotate every organ, a voxel without a label may be background or any organ that the case
+    leaves out: their probabilities count together (the marginal of Shi et al., Marginal loss and exclusion loss for
+    partially supervised multi-organ segmentation, MedIA 2021). With every organ annotated it is the plain loss. The
+    Dice of each organ is taken where its truth is known, as in `partial_label_loss`.
+
+    Args:
+        logits: [B, K + 1, *S], channel 0 the background; computed in fp32 whatever their type.
+        label: [B, *S] integers, 0..K or 255 (ignore).
+        annotated: [B, K] bool.
+        dice: Weight of the Dice term; 0 leaves it out.
+        all_sum: See `partial_label_loss`.
+
+    Returns:
+        Scalar; 0 with zero gradients where nothing is known.
+
+    Raises:
+        ValueError: If shapes do not fit.
+    """
+    if logits.shape[1] != annotated.shape[1] + 1 or logits.shape[:1] + logits.shape[2:] != label.shape:
+        msg = (
+            "`logits` must be [B, K + 1, *S], `label` [B, *S] and `annotated` [B, K], got "
+            f"{tuple(logits.shape)}, {tuple(label.shape)} and {tuple(annotated.shape)}"
+        )
+        raise ValueError(msg)
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.float()
+        organs = one_hot(label, annotated.shape[1])
+        ambiguous = (label == 0).unsqueeze(1) & ~annotated.view(*annotated.shape, *(1,) * (label.ndim - 1))
+        possible = torch.cat([(label == 0).unsqueeze(1), organs | ambiguous], dim=1)
+        known = label != IGNORE
+        # Where the label is ignored nothing is possible, and log 0 must not meet the gradient.
+        possible = possible | ~known.unsqueeze(1)
+        entropy = logits.logsumexp(1) - logits.masked_fill(~possible, -torch.inf).logsumexp(1)
+        sums = [(entropy * known).sum(), known.sum().float()]
+        weight = ambiguity_map(label, annotated).float()
+        axes = (0, *range(2, logits.ndim))
+        probs = logits.softmax(1)[:, 1:] * weight
+        positives = organs * weight
+        rows = [positives.sum(axes), (positives * probs).sum(axes), (probs * probs).sum(axes)]
+        total = all_sum(torch.cat([torch.stack(sums), *rows]))
+        loss = total[0] / total[1].clamp(min=1)
+        if dice:
+            loss = loss + dice * _soft_dice(*total[2:].view(3, -1))
+    return loss
+
+
+def deep_supervision(loss: Callable[[Tensor, Batch], Tensor]) -> Callable[[Tensor | list[Tensor], Batch], Tensor]:
+    """A loss of logits at several resolutions, from a loss of logits at one (Isensee et al., 2021).
+
+    Each coarser output has half the weight of the one before, and labels of the nearest voxels; the weights sum to 1.
+
+    Args:
+        loss: Of logits [B, C, *S] and a batch with labels [B, *S].
+
+    Returns:
+        The same for a list of logits, finest first; a single tensor is given on as it is.
+    """
+
+    def supervised(outputs: Tensor | list[Tensor], batch: Batch) -> Tensor:
+        if isinstance(outputs, Tensor):
+            return loss(outputs, batch)
+        weights = [0.5**level for level in range(len(outputs))]
+        terms = [
+            weight * loss(logits, coarser(batch, logits.shape[2:]))
+            for weight, logits in zip(weights, outputs, strict=True)
+        ]
+        return torch.stack(terms).sum() / sum(weights)
+
+    return supervised
+
+
+def coarser(batch: Batch, size: Sequence[int]) -> Batch:
+    """The batch at a lower resolution, without its image: labels of the nearest voxels, positions in mm to match."""
+    label, index_to_mm = batch["label"], batch["index_to_mm"].clone()
+    for axis, (have, want) in enumerate(zip(label.shape[-len(size) :], size, strict=True), start=1):
+        ratio = have / want
+        index = ((torch.arange(want, device=label.device) + 0.5) * ratio).long()
+        label = label.index_select(axis, index)
+        column = 3 - len(size) + axis - 1  # z, y, x are the columns; slices have no z axis
+        index_to_mm[:, :, 3] += index_to_mm[:, :, column] * (0.5 * ratio - 0.5)
+        index_to_mm[:, :, column] *= ratio
+    return {**batch, "label": label, "index_to_mm": index_to_mm}
 
 
 def true_class_probability(probs: Tensor, label: Tensor) -> Tensor:

@@ -49,6 +49,8 @@ _DEFAULTS = {
 
 _PATIENTS = ("data.datasets", "data.test_datasets", "data.organs", "data.fold", "data.folds", "data.fold_seed")
 
+_TRAINING_ONLY = ("model.init_args.optimizer", "model.init_args.lr_decay")
+
 DATA = "data content"
 """The key of the data's hash in a run's identity."""
 
@@ -253,10 +255,10 @@ class OrgansegCLI(LightningCLI):
         if not isinstance(record, dict):
             raise IntegrityError(f"{ckpt_path}: not a checkpoint of organseg; train one with `organseg fit`")
         # Another fold's patients were trained on: their scores would be no test at all.
-        network = [key for key in self.wanted if key.startswith(("model.class_path", "model.init_args.network"))]
+        method = [key for key in self.wanted if key.startswith("model.") and not key.startswith(_TRAINING_ONLY)]
         differences = [
             f"{key}: trained with {record['identity'].get(key)}, asked for {self.wanted.get(key)}"
-            for key in (*network, *_PATIENTS)
+            for key in (*method, *_PATIENTS)
             if record["identity"].get(key) != self.wanted.get(key)
         ]
         if differences:

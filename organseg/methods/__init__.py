@@ -1,5 +1,6 @@
 """Methods: LightningModules that train and apply a network."""
 
 from organseg.methods.partial_label import PartialLabelModule
+from organseg.methods.transformer import TransformerModule
 
-__all__ = ["PartialLabelModule"]
+__all__ = ["PartialLabelModule", "TransformerModule"]

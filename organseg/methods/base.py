@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from organseg.batch import Batch, CaseSource, WholeCase
 from organseg.errors import UsageError
 from organseg.inference import segment_slices
+from organseg.losses import deep_supervision
 from organseg.methods.evaluation import CaseEvaluation
 from organseg.metrics import CaseDice, overlap_counts
 from organseg.volumes import Preprocessing
@@ -38,7 +39,7 @@ class SegmentationModule(L.LightningModule):
         network: The network, built with the method's number of outputs.
         optimizer: Makes the optimiser from the parameters; its `lr` is where the decay starts.
         lr_decay: Learning rate at the last step as a share of the first; exponential, per step.
-        channels_last: Memory format of 2D networks; about twice as fast on CPUs and with mixed precision.
+        channels_last: Memory format of the network; about twice as fast on CPUs and with mixed precision.
     """
 
     preprocessing: Preprocessing
@@ -59,7 +60,9 @@ class SegmentationModule(L.LightningModule):
         self.organs = tuple(organs)
         self.optimizer = optimizer
         self.lr_decay = lr_decay
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.dims = network.head.weight.ndim - 2  # type: ignore[union-attr, operator]  # every network has a head
+        last = torch.channels_last if self.dims == 2 else torch.channels_last_3d
+        self.memory_format = last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # missing in stubs
 
     # What a method says.
@@ -89,7 +92,7 @@ class SegmentationModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of this rank's share; multiplied by the world size because DDP averages gradients."""
         image = batch["image"].contiguous(memory_format=self.memory_format)
-        loss = self.loss(self.network(image), batch)
+        loss = deep_supervision(self.loss)(self.network(image), batch)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(image))
         return loss * self.trainer.world_size
 

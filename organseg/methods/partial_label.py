@@ -40,7 +40,7 @@ class PartialLabelModule(SegmentationModule):
         naive: Train as if everything unlabelled were background (the baseline that fails).
         balance: See `partial_label_loss`.
         dice: See `partial_label_loss`.
-        channels_last: Memory format of 2D networks.
+        channels_last: Memory format of the network.
     """
 
     def __init__(

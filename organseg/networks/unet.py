@@ -4,6 +4,7 @@ Plain modules, no Lightning, no organs. Any input size: it is padded with its ed
 and the output cropped back. Legend: B cases, C channels, *S spatial axes.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from math import gcd
 from typing import Literal
@@ -23,6 +24,11 @@ _NORM: dict[tuple[str, int], type[nn.Module]] = {
     ("instance", 2): nn.InstanceNorm2d,
     ("instance", 3): nn.InstanceNorm3d,
 }
+
+
+def make_conv(dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
+    """The convolution of 2 or 3 spatial axes."""
+    return _CONV[dims]
 
 
 def make_norm(norm: Norm, channels: int, dims: int) -> nn.Module:
@@ -70,8 +76,19 @@ class UpBlock(nn.Module):
         return result
 
 
+class PlainSkip(nn.Module):
+    """A skip connection that passes everything on; attention puts a gate in its place."""
+
+    def forward(self, high: Tensor, skip: Tensor) -> Tensor:
+        """Coarser map [B, C_Y, *S / 2] and skip [B, C_S, *S] -> skip."""
+        return skip
+
+
 class UNet(nn.Module):
     """The encoder-decoder of Table A.1: 31,038,663 parameters with the default options.
+
+    `bottom` is applied to the deepest map and `gates` to the skips, deepest first; here they do nothing, attention
+    networks put theirs in their places. `channels` are those of each level, finest first.
 
     Args:
         in_channels: Channels of the image.
@@ -97,12 +114,14 @@ class UNet(nn.Module):
         if dims not in _CONV or depth < 2 or width < 1:
             msg = f"UNet needs dims 2 or 3, depth >= 2 and width >= 1, got dims={dims}, depth={depth}, width={width}"
             raise ValueError(msg)
-        channels = [width * 2**level for level in range(depth)]
-        self.stride = 2 ** (depth - 1)
+        self.channels = channels = [width * 2**level for level in range(depth)]
+        self.strides = [2 ** (depth - 1)] * dims
         self.encoder = nn.ModuleList(
             ConvBlock(before, after, dims, norm, norm_after) for before, after in pairwise([in_channels, *channels])
         )
         self.pool = _POOL[dims](2)
+        self.bottom: nn.Module = nn.Identity()
+        self.gates = nn.ModuleList(PlainSkip() for _ in range(depth - 1))
         self.up = nn.ModuleList(UpBlock(deep, fine, dims, norm) for fine, deep in reversed(list(pairwise(channels))))
         self.decoder = nn.ModuleList(
             ConvBlock(2 * fine, fine, dims, norm, norm_after, last_norm=fine > width) for fine in channels[-2::-1]
@@ -112,17 +131,15 @@ class UNet(nn.Module):
     def features(self, image: Tensor) -> Tensor:
         """What the last 1 x 1 convolution sees: [B, C, *S] -> [B, width, *S], any size."""
         size = image.shape[2:]
-        image = pad_to_multiple(image, self.stride)
+        image = pad_to_multiple(image, self.strides)
         skips: list[Tensor] = []
         for level, block in enumerate(self.encoder):
             image = block(self.pool(image) if level else image)
             skips.append(image)
-        skips.pop()
-        for up, block in zip(self.up, self.decoder, strict=True):
-            image = block(torch.cat([skips.pop(), up(image)], dim=1))
-        for axis, length in enumerate(size, start=2):
-            image = image.narrow(axis, 0, length)
-        return image
+        image = self.bottom(skips.pop())
+        for gate, up, block in zip(self.gates, self.up, self.decoder, strict=True):
+            image = block(torch.cat([gate(image, skips.pop()), up(image)], dim=1))
+        return crop(image, size)
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, C, *S] -> logits [B, out_channels, *S]."""
@@ -130,9 +147,22 @@ class UNet(nn.Module):
         return logits
 
 
-def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Repeat the edge after the last index of each spatial axis until `multiple` divides it; [B, C, *S]."""
-    missing = [-n % multiple for n in image.shape[2:]]
+def crop(image: Tensor, size: Sequence[int]) -> Tensor:
+    """The first `size` indices of the spatial axes of [B, C, *S]."""
+    for axis, length in enumerate(size, start=2):
+        image = image.narrow(axis, 0, length)
+    return image
+
+
+def resize(image: Tensor, size: Sequence[int]) -> Tensor:
+    """Linear interpolation of [B, C, *S] to another size; stays within the values' range."""
+    mode = "bilinear" if image.ndim == 4 else "trilinear"
+    return F.interpolate(image, tuple(size), mode=mode, align_corners=False)
+
+
+def pad_to_multiple(image: Tensor, multiples: Sequence[int]) -> Tensor:
+    """Repeat the edge after the last index of each spatial axis until its multiple divides it; [B, C, *S]."""
+    missing = [-n % multiple for n, multiple in zip(image.shape[2:], multiples, strict=True)]
     if not any(missing):
         return image
     padding = [side for n in reversed(missing) for side in (0, n)]

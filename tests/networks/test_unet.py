@@ -76,7 +76,7 @@ def test_any_size_is_padded_with_its_edge_and_cropped_back(dims, size):
     whole = image
     for axis, n in enumerate(size, start=2):
         edge = whole.narrow(axis, n - 1, 1)
-        whole = torch.cat([whole, *[edge] * (-n % network.stride)], dim=axis)
+        whole = torch.cat([whole, *[edge] * (-n % network.strides[0])], dim=axis)
     assert all(n % 4 == 0 for n in whole.shape[2:])
     with torch.no_grad():
         logits, expected = network(image), network(whole)
@@ -88,7 +88,7 @@ def test_any_size_is_padded_with_its_edge_and_cropped_back(dims, size):
 
 def test_a_size_that_fits_is_not_padded():
     image = torch.randn(1, 1, 8, 12)
-    assert pad_to_multiple(image, 4) is image
+    assert pad_to_multiple(image, [4, 4]) is image
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,260 @@
+"""Self- and cross-attention over the pixels of feature maps (METHOD.md 3.2 and 3.3; thesis, chapter 5).
+
+Tokens are the pixels of a feature map. Legend: B cases, C channels, *S spatial axes, N their product (tokens), H heads.
+Attention itself is PyTorch's fused kernel, whose memory grows linearly with N; `weights` computes the same softmax
+explicitly, N x N, to look at.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from organseg.networks.unet import make_conv, make_norm, resize
+
+_MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
+_AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+
+def sinusoidal_positions(channels: int, size: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """Fixed encoding of pixel indices.
+
+    Each axis has C / dims channels, rounded up to even: sine and cosine of index / 10000^(i / channels of the axis) for
+    i = 0, 2, ... The axes' channels follow each other and are cut to C.
+
+    Args:
+        channels: C.
+        size: Length of each spatial axis.
+        device: Of the result.
+
+    Returns:
+        float32 [C, *size].
+    """
+    dims = len(size)
+    per_axis = 2 * math.ceil(channels / dims / 2)
+    wave = torch.exp(torch.arange(0, per_axis, 2, device=device) * (-math.log(10_000.0) / per_axis))
+    axes = []
+    for axis, length in enumerate(size):
+        angle = wave[:, None] * torch.arange(length, device=device)
+        table = torch.stack([angle.sin(), angle.cos()], dim=1).flatten(0, 1)  # sine, cosine, sine, ...
+        shape = [length if other == axis else 1 for other in range(dims)]
+        axes.append(table.view(per_axis, *shape).expand(per_axis, *size))
+    return torch.cat(axes)[:channels]
+
+
+def with_positions(image: Tensor) -> Tensor:
+    """[B, C, *S] plus the encoding of its pixels."""
+    return image + sinusoidal_positions(image.shape[1], image.shape[2:], image.device).to(image.dtype)
+
+
+def to_tokens(image: Tensor) -> Tensor:
+    """[B, C, *S] -> [B, N, C]."""
+    return image.flatten(2).transpose(1, 2)
+
+
+def to_map(tokens: Tensor, size: Sequence[int]) -> Tensor:
+    """[B, N, C] -> [B, C, *size]."""
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, *size)
+
+
+def split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """[B, N, C] -> [B, H, N, C / H]: head h has the channels h C / H to (h + 1) C / H."""
+    return tokens.reshape(*tokens.shape[:2], heads, -1).transpose(1, 2)
+
+
+def join_heads(tokens: Tensor) -> Tensor:
+    """[B, H, N, C / H] -> [B, N, C]."""
+    return tokens.transpose(1, 2).flatten(2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V over keys, by the fused kernel.
+
+    Args:
+        query: [B, H, N, d].
+        key: [B, H, M, d].
+        value: [B, H, M, v].
+
+    Returns:
+        [B, H, N, v].
+    """
+    width = value.shape[-1]
+    # With narrower values the fused kernels refuse, and all N x M weights would be held; zeros cost less.
+    value = F.pad(value, (0, max(0, query.shape[-1] - width)))
+    return F.scaled_dot_product_attention(query, key, value)[..., :width]
+
+
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    """The softmax inside `attend`: [B, H, N, d], [B, H, M, d] -> float32 [B, H, N, M], each row of N sums to 1."""
+    scores = query.float() @ key.float().transpose(-1, -2) / math.sqrt(query.shape[-1])
+    return scores.softmax(dim=-1)
+
+
+def _refuse_uneven(channels: int, heads: int) -> None:
+    if heads < 1 or channels % heads:
+        msg = f"{channels} channels cannot be shared equally by {heads} heads; choose a divisor of {channels}"
+        raise ValueError(msg)
+
+
+def projection(in_channels: int, out_channels: int) -> nn.Linear:
+    """A learned map of tokens, started like `torch.nn.MultiheadAttention`'s (Xavier, no bias)."""
+    linear = nn.Linear(in_channels, out_channels)
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class MultiHeadSelfAttention(nn.Module):
+    """Every pixel of a feature map sees all others (METHOD.md 3.2): 4,198,400 parameters for 1,024 channels.
+
+    No residual, norm or MLP around it, as in the thesis; `TransformerBlock` has them.
+
+    Args:
+        channels: C.
+        heads: H; divides C.
+        dims: 2 for slices, 3 for volumes.
+        positional_encoding: Add the pixels' positions to the input of the attention, and nowhere else.
+    """
+
+    def __init__(self, channels: int, heads: int = 8, dims: int = 2, positional_encoding: bool = True) -> None:
+        super().__init__()
+        _refuse_uneven(channels, heads)
+        self.heads = heads
+        self.dims = dims
+        self.positional_encoding = positional_encoding
+        self.query = projection(channels, channels)
+        self.key = projection(channels, channels)
+        self.value = projection(channels, channels)
+        self.out = projection(channels, channels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, C, *S] -> [B, C, *S]."""
+        tokens = self._tokens(image)
+        query, key, value = (split_heads(map_(tokens), self.heads) for map_ in (self.query, self.key, self.value))
+        return to_map(self.out(join_heads(attend(query, key, value))), image.shape[2:])
+
+    def weights(self, image: Tensor) -> Tensor:
+        """What each pixel attends to: [B, C, *S] -> [B, H, N, N], rows sum to 1."""
+        tokens = self._tokens(image)
+        return attention_weights(split_heads(self.query(tokens), self.heads), split_heads(self.key(tokens), self.heads))
+
+    def _tokens(self, image: Tensor) -> Tensor:
+        if image.ndim != self.dims + 2:
+            msg = f"expected [B, C, *S] with {self.dims} spatial axes, got {tuple(image.shape)}"
+            raise ValueError(msg)
+        return to_tokens(with_positions(image) if self.positional_encoding else image)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention and an MLP, each with a norm before and a residual around it; beyond the thesis.
+
+    Args:
+        channels: C.
+        heads: H; divides C.
+        dims: 2 for slices, 3 for volumes.
+        positional_encoding: Add the pixels' positions to what the attention sees.
+        expansion: Width of the MLP as a multiple of C.
+    """
+
+    def __init__(
+        self, channels: int, heads: int = 8, dims: int = 2, positional_encoding: bool = True, expansion: int = 4
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(channels)
+        self.attention = MultiHeadSelfAttention(channels, heads, dims, positional_encoding)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(channels),
+            nn.Linear(channels, expansion * channels),
+            nn.GELU(),
+            nn.Linear(expansion * channels, channels),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, C, *S] -> [B, C, *S]."""
+        image = image + self.attention(self._normed(image))
+        return image + to_map(self.mlp(to_tokens(image)), image.shape[2:])
+
+    def weights(self, image: Tensor) -> Tensor:
+        """What each pixel attends to: [B, C, *S] -> [B, H, N, N], rows sum to 1."""
+        return self.attention.weights(self._normed(image))
+
+    def _normed(self, image: Tensor) -> Tensor:
+        return to_map(self.attention_norm(to_tokens(image)), image.shape[2:])
+
+
+class MultiHeadCrossAttention(nn.Module):
+    """A gate on a skip connection, made by attention among the pixels of the coarser map (METHOD.md 3.3).
+
+    Queries and keys are the coarser map Y, values the skip S pooled to Y's resolution: what is kept of the skip at one
+    place depends on the whole image. 2,625,536 parameters for 1,024 and 512 channels.
+
+    Args:
+        high: C_Y, channels of Y.
+        skip: C_S, channels of S.
+        heads: H; divides both.
+        dims: 2 for slices, 3 for volumes.
+        positional_encoding: Add the pixels' positions to what the projections of Y and S see, and nowhere else.
+        keys: Pool keys and values until they are no more than this, so that the cost grows with N instead of N^2
+            (beyond the thesis: the skips of fine levels have too many pixels otherwise); None keeps all.
+    """
+
+    def __init__(
+        self,
+        high: int,
+        skip: int,
+        heads: int = 8,
+        dims: int = 2,
+        positional_encoding: bool = True,
+        keys: int | None = None,
+    ) -> None:
+        super().__init__()
+        _refuse_uneven(high, heads)
+        _refuse_uneven(skip, heads)
+        self.heads = heads
+        self.positional_encoding = positional_encoding
+        self.keys = keys
+        self.query = projection(high, high)
+        self.key = projection(high, high)
+        self.value = projection(skip, skip)
+        self.conv = make_conv(dims)(skip, skip, 1)
+        self.norm = make_norm("batch", skip, dims)
+
+    def forward(self, high: Tensor, skip: Tensor) -> Tensor:
+        """Y [B, C_Y, *S / 2], S [B, C_S, *S] -> S times its gate."""
+        return skip * self.gate(high, skip)
+
+    def gate(self, high: Tensor, skip: Tensor) -> Tensor:
+        """Y [B, C_Y, *S / 2], S [B, C_S, *S] -> Z [B, C_S, *S] in 0..1."""
+        query, key, value = self._projected(high, skip)
+        mixed = to_map(join_heads(attend(query, key, value)), high.shape[2:])
+        gate = torch.sigmoid(self.norm(self.conv(mixed)))
+        return resize(gate, skip.shape[2:])
+
+    def weights(self, high: Tensor, skip: Tensor) -> Tensor:
+        """What each pixel of Y attends to: -> [B, H, N, M] with M keys, rows sum to 1."""
+        query, key, _ = self._projected(high, skip)
+        return attention_weights(query, key)
+
+    def _projected(self, high: Tensor, skip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        coarse = high.shape[2:]
+        pooled = _MAX_POOL[len(coarse)](skip, coarse)
+        if self.positional_encoding:
+            high, pooled = with_positions(high), with_positions(pooled)
+        seen = high
+        if self.keys is not None and seen[0, 0].numel() > self.keys:
+            average, size = _AVERAGE_POOL[len(coarse)], fitting_size(coarse, self.keys)
+            seen, pooled = average(seen, size), average(pooled, size)
+        maps = ((self.query, high), (self.key, seen), (self.value, pooled))
+        query, key, value = (split_heads(map_(to_tokens(image)), self.heads) for map_, image in maps)
+        return query, key, value
+
+
+def fitting_size(size: Sequence[int], most: int) -> list[int]:
+    """Halve the longest axis, rounding up, until there are at most `most` pixels."""
+    smaller = list(size)
+    while math.prod(smaller) > max(1, most):
+        longest = smaller.index(max(smaller))
+        smaller[longest] = math.ceil(smaller[longest] / 2)
+    return smaller

@@ -1,0 +1,79 @@
+"""nnU-Net's networks: sizes by axis, blocks, and logits of several levels."""
+
+import pytest
+import torch
+from torch import nn
+
+from organseg.networks import NNUNet
+from organseg.networks.nnunet import ResidualBlock
+
+
+def small(**options) -> NNUNet:
+    torch.manual_seed(0)
+    return NNUNet(**{"out_channels": 3, "width": 4, "depth": 4, **options})
+
+
+def test_strides_and_kernels_by_axis():
+    strides, kernels = [[1, 1, 1], [1, 2, 2], [2, 2, 2]], [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
+    network = small(dims=3, strides=strides, kernels=kernels).eval()
+    assert network.strides == [2, 4, 4]
+    assert [block[0].first[0].kernel_size for block in network.encoder] == [tuple(k) for k in kernels]
+    assert [block[0].first[0].stride for block in network.encoder] == [tuple(s) for s in strides]
+    shapes = []
+    for block in network.encoder:
+        block.register_forward_hook(lambda *call: shapes.append(tuple(call[-1].shape[1:])))
+    with torch.no_grad():
+        assert network(torch.randn(1, 1, 6, 16, 12)).shape == (1, 3, 6, 16, 12)
+    assert shapes == [(4, 6, 16, 12), (8, 6, 8, 6), (16, 3, 4, 3)]
+
+
+@pytest.mark.parametrize(("dims", "most"), [(2, 512), (3, 320)])
+def test_channels_stop_growing(dims, most):
+    with torch.device("meta"):
+        assert NNUNet(width=32, depth=7, dims=dims).channels == [min(32 * 2**level, most) for level in range(7)]
+
+
+def test_no_batch_norm_and_no_relu():
+    kinds = {type(module) for module in small().modules()}
+    assert nn.InstanceNorm2d in kinds and not kinds & {nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d}
+
+
+def test_residual_encoder():
+    network = small(residual=True)
+    assert [len(block) for block in network.encoder] == [1, 3, 4, 6]
+    assert all(isinstance(unit, ResidualBlock) for block in network.encoder for unit in block)
+    block = ResidualBlock(4, 4, [3, 3]).eval()
+    block.second[1].weight.data.zero_()  # only the shortcut is left
+    image = torch.randn(1, 4, 5, 5)
+    assert torch.equal(block(image), nn.functional.leaky_relu(image))
+
+
+def test_logits_of_several_levels_in_training_alone():
+    network, image = small(), torch.randn(1, 1, 16, 24)
+    shapes = [tuple(logits.shape) for logits in network.train()(image)]
+    assert shapes == [(1, 3, 16, 24), (1, 3, 8, 12)]
+    assert network.eval()(image).shape == (1, 3, 16, 24)
+    assert small(deep_supervision=False).train()(image).shape == (1, 3, 16, 24)
+    sum(logits.square().sum() for logits in network.train()(image)).backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
+def test_deep_supervision_refuses_a_size_that_would_be_padded():
+    with pytest.raises(ValueError, match=r"\[8, 8\] divides, got \(20, 24\)"):
+        small().train()(torch.randn(1, 1, 20, 24))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dims": 1},
+        {"depth": 1},
+        {"width": 0},
+        {"strides": [[1, 1], [2]]},
+        {"kernels": [[3, 3]]},
+        {"kernels": [[2, 3]] * 4},
+    ],
+)
+def test_impossible_sizes_are_refused(options):
+    with pytest.raises(ValueError, match="NNUNet needs"):
+        small(**options)
