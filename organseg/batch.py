@@ -61,6 +61,8 @@ class WholeCase:
     """[Z, Y, X] on that grid, 0..K or 255."""
     annotated: NDArray[np.bool_]
     """[K]: what of the truth is known."""
+    window: tuple[int, int, int] | None = None
+    """[Z, Y, X] of the patches that a 3D network sees at a time, on the working grid; None for whole slices."""
 
 
 @runtime_checkable

@@ -21,7 +21,7 @@ RANK = {
 FOR_ALL = {"errors", "__init__"}  # `from organseg import __version__` is the package's own __init__
 
 IMAGE_LIBRARIES = ("volumes",)
-LIGHTNING = ("data.slices", "data.patches", "methods", "runtime", "curriculum", "cli")
+LIGHTNING = ("data.module", "data.slices", "data.patches", "methods", "runtime", "curriculum", "cli")
 ONLY_IN = {
     "nibabel": IMAGE_LIBRARIES,
     "pydicom": IMAGE_LIBRARIES,

@@ -193,6 +193,7 @@ class Scans(Dataset[WholeCase | None]):
             number=number,
             image=image,
             normalise=self.preprocessing.normalisation_of(image),
+            window=self.preprocessing.window,
             shape=volume.shape,
             spacing=volume.spacing,
             affine=volume.affine,

@@ -107,13 +107,12 @@ class Judges(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of both losses, each on its half; multiplied by the world size because DDP averages gradients."""
         half = torch.from_numpy(np.stack([self.first_half[case] for case in batch["case"]])).to(self.device)
-        image = batch["image"].contiguous(memory_format=self.first.memory_format)
         loss = torch.zeros((), device=self.device)
         for judge, share in ((self.first, half), (self.second, ~half)):
             annotated = batch["annotated"] & share
             visible: Batch = {**batch, "label": seen(batch["label"], annotated), "annotated": annotated}
-            loss = loss + judge.loss(judge.network(image), visible)
-        self.log("confidence/loss", loss.detach(), prog_bar=True, batch_size=len(image))
+            loss = loss + judge.batch_loss(visible)
+        self.log("confidence/loss", loss.detach(), prog_bar=True, batch_size=len(half))
         return loss * self.trainer.world_size
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from organseg.data.patches import PatchDataModule
     from organseg.data.slices import SliceDataModule
 
-__all__ = ["SliceDataModule"]
+__all__ = ["PatchDataModule", "SliceDataModule"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from organseg.data.slices import SliceDataModule
 
         return SliceDataModule
+    if name == "PatchDataModule":
+        from organseg.data.patches import PatchDataModule
+
+        return PatchDataModule
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -181,7 +181,7 @@ class CachedCase:
 
 
 class SliceReader(PlaneReader):
-    """Reads single slices of many cases."""
+    """Reads slices and boxes of many cases."""
 
     def __init__(self, paths: Sequence[Path], max_open: int = 64) -> None:
         super().__init__(paths, CASE, ("image", "label"), max_open)
@@ -189,6 +189,11 @@ class SliceReader(PlaneReader):
     def read(self, case: int, z: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Image and label [Y, X] of slice z of a case."""
         image, label = self.planes(case, z)
+        return image, label
+
+    def read_box(self, case: int, box: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Image and label [Z, Y, X] of the part [lo, hi) of a case; `box` is [3, 2] (z, y, x)."""
+        image, label = self.boxes(case, box)
         return image, label
 
 

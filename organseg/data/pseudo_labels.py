@@ -8,6 +8,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,6 +136,10 @@ class RoundLabels:
     def plane(self, number: int, z: int) -> NDArray[np.uint8] | None:
         """Pseudo-labels [Y, X] of slice z of a case, channel + 1."""
         return self.reader.planes(self.place[number], z)[0] if number in self.place else None
+
+    def box(self, number: int, box: NDArray[Any]) -> NDArray[np.uint8] | None:
+        """Pseudo-labels [Z, Y, X] of the part [lo, hi) of a case, channel + 1; `box` is [3, 2] (z, y, x)."""
+        return self.reader.boxes(self.place[number], box)[0] if number in self.place else None
 
     def counts(self, number: int) -> NDArray[np.int32] | None:
         """[Z, K] pseudo-labelled voxels of each organ in each slice of a case."""

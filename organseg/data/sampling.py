@@ -5,7 +5,7 @@ passes (each pass a new permutation), the others draw an organ first and then a 
 that annotate it. So a resumed run, another number of workers and another number of ranks see the same global batches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,11 +16,19 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True)
 class Draw:
-    """One training sample: which slice, and the generator that augments it."""
+    """One training sample.
+
+    Attributes:
+        case: Its number.
+        z: The slice.
+        rng: Decides all else of the sample, its augmentation too.
+        organ: Channel of the organ that it was drawn for; None where it was not.
+    """
 
     case: int
     z: int
     rng: np.random.Generator
+    organ: int | None = None
 
 
 @dataclass(frozen=True)
@@ -29,14 +37,14 @@ class SlicePlan:
 
     Attributes:
         slices: [N, 2] (case, z) of every slice.
-        by_organ: Per organ [n, 2] (case, z) of slices that show it in cases that annotate it; empty ones left out.
+        by_organ: Channel -> [n, 2] (case, z) of slices that show the organ in cases that annotate it; none is empty.
         batch_size: Positions in a global batch.
         seed: Of the run.
         phase: Index of the training phase (0, unless a curriculum drives).
     """
 
     slices: NDArray[np.int64]
-    by_organ: Sequence[NDArray[np.int64]]
+    by_organ: Mapping[int, NDArray[np.int64]]
     batch_size: int
     seed: int
     phase: int = 0
@@ -57,10 +65,11 @@ class SlicePlan:
         if position < self.walked:
             passed, index = divmod(step * self.walked + position, len(self.slices))
             case, z = self.slices[_permutation(len(self.slices), self.seed, self.phase, passed)[index]]
-        else:
-            shown = self.by_organ[int(rng.integers(len(self.by_organ)))]
-            case, z = shown[rng.integers(len(shown))]
-        return Draw(int(case), int(z), rng)
+            return Draw(int(case), int(z), rng)
+        organ = sorted(self.by_organ)[int(rng.integers(len(self.by_organ)))]
+        shown = self.by_organ[organ]
+        case, z = shown[rng.integers(len(shown))]
+        return Draw(int(case), int(z), rng, organ)
 
 
 @lru_cache(maxsize=4)

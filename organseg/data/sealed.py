@@ -171,7 +171,7 @@ def _tuples(value: Any) -> Any:
 
 
 class PlaneReader:
-    """Reads single slices of many sealed files through a bounded set of open ones, safely across forks.
+    """Reads slices and boxes of many sealed files through a bounded set of open ones, safely across forks.
 
     Args:
         paths: The files.
@@ -194,6 +194,11 @@ class PlaneReader:
     def planes(self, number: int, z: int) -> list[NDArray[Any]]:
         """Slice z of each named volume of a file, [Y, X]."""
         return [volume[z] for volume in self._volumes(number)]
+
+    def boxes(self, number: int, box: NDArray[Any]) -> list[NDArray[Any]]:
+        """The part [lo, hi) of each named volume of a file; `box` is [3, 2] (z, y, x), the result [Z, Y, X]."""
+        part = tuple(slice(int(low), int(high)) for low, high in box)
+        return [volume[part] for volume in self._volumes(number)]
 
     def _volumes(self, number: int) -> list[h5py.Dataset]:
         if self._pid != os.getpid():

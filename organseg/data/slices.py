@@ -1,34 +1,23 @@
-"""`SliceDataModule`: 2D slices streamed from the cache, and whole cases for validation and test.
+"""`SliceDataModule`: 2D slices streamed from the cache."""
 
-Training is counted in optimiser steps: the loader yields `trainer.max_steps` global batches, whose content is a pure
-function of (seed, phase, step, position) (see `sampling.py`); one Lightning epoch is one phase, so that nothing but
-the number of delivered batches has to be known to resume exactly.
-"""
-
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from organseg.batch import Batch, WholeCase
 from organseg.data.augment import SliceAugmentation
 from organseg.data.cache import SliceReader
-from organseg.data.cohort import Cohort, CohortCase, CohortOptions, load_cohort
+from organseg.data.cohort import CohortCase, CohortOptions
+from organseg.data.module import CaseDataModule
 from organseg.data.pseudo_labels import RoundLabels, merge
-from organseg.data.sampling import SlicePlan, StepSampler
-from organseg.errors import UsageError
-from organseg.volumes import Preprocessing, WorkingGrid, fit_normalisation
-
-WORKER_TIMEOUT_S = 600
+from organseg.data.sampling import SlicePlan
+from organseg.volumes import Preprocessing
 
 
-class SliceDataModule(L.LightningDataModule):
+class SliceDataModule(CaseDataModule):
     """Slices of partially labelled scans.
 
     Args:
@@ -66,139 +55,25 @@ class SliceDataModule(L.LightningDataModule):
         augmentation: SliceAugmentation | None = SliceAugmentation(),  # noqa: B008 - frozen
         test_datasets: Sequence[str] | None = None,
     ) -> None:
-        super().__init__()
-        if batch_size < 1 or workers < 0 or not window_hu[0] < window_hu[1]:
-            raise UsageError(
-                "batch_size must be at least 1, workers at least 0 and window_hu rising; "
-                f"got {batch_size}, {workers}, {window_hu}"
-            )
         options = CohortOptions(
             Path(cache), datasets, organs, fold, folds, fold_seed, val_share, label_share, seed, test_datasets
         )
-        self.cohort: Cohort = load_cohort(options)
-        self.organs = self.cohort.organs
-        self.seed, self.batch_size, self.workers = seed, batch_size, workers
-        self.window_hu, self.augmentation = window_hu, augmentation
-        self.preprocessing = Preprocessing(_working_grid(self.cohort), self._normalisation())
-        self.enter_phase(0, None)
+        super().__init__(options, batch_size, workers, window_hu, patch=None)
+        self.augmentation = augmentation
 
-    def enter_phase(self, index: int, pseudo_labels: Path | None) -> None:
-        """From now on train in the order of this phase, with the pseudo-labels of a folder, or with none."""
-        keys = [case.key for case in self.cohort.train]
-        self.phase = index
-        self.round_labels = RoundLabels(pseudo_labels, keys, self.case_keys("predict")) if pseudo_labels else None
-
-    def _normalisation(self) -> Any:
-        """Of the fold's training cases; None where they are MR."""
-        if any(case.cached.header.modality == "MR" for case in self.cohort.train):
-            return None
-        return fit_normalisation((case.cached.arrays().image for case in self.cohort.train), self.window_hu)
-
-    @property
-    def content_hash(self) -> str:
-        """Of everything that training and test may see: changes with any voxel, annotation or split."""
-        return self.cohort.content_hash
-
-    def case_keys(self, stage: str) -> tuple[str, ...]:
-        """Keys of the whole cases of a stage, in the order of their numbers."""
-        return tuple(case.key for case in self._cases(stage))
-
-    def _cases(self, stage: str) -> tuple[CohortCase, ...]:
-        """`predict` means relabelling: training cases that lack an organ, and never a validation or test case."""
-        if stage == "predict":
-            return tuple(case for case in self.cohort.train if not case.known.all())
-        return {"fit": self.cohort.train, "validate": self.cohort.val, "test": self.cohort.test}[stage]
-
-    def unknown_organs(self, key: str) -> NDArray[np.bool_]:
-        """[K]: organs that a training or validation case does not annotate."""
-        return ~next(case for case in self.cohort.train + self.cohort.val if case.key == key).known
-
-    def mean_volumes_ml(self) -> tuple[float, ...]:
-        """[K]: mean volume of each organ over the training cases that annotate and show it; NaN where none does."""
-        volumes: list[list[float]] = [[] for _ in self.organs]
-        for case in self.cohort.train:
-            voxels = case.cached.organ_counts.sum(axis=0)
-            for channel, column in case.columns():
-                if voxels[column]:
-                    volumes[channel].append(float(voxels[column]) * self.voxel_ml(case.key))
-        return tuple(float(np.mean(found)) if found else np.nan for found in volumes)
-
-    def voxel_ml(self, key: str) -> float:
-        """Volume of a voxel of the case's working grid."""
-        return float(np.prod(self._training_case(key).cached.header.spacing)) / 1000
-
-    def hidden_organs(self, key: str) -> NDArray[np.bool_]:
-        """[K]: organs whose truth `label_share` hides in a training case."""
-        return self._hidden(key).known
-
-    def hidden_truth(self, key: str) -> NDArray[np.uint8]:
-        """What `label_share` hides of a training case, [Z, Y, X], 0 elsewhere: for reports, never for training."""
-        hidden = self._hidden(key)
-        return hidden.lookup[hidden.cached.arrays().label]
-
-    def _hidden(self, key: str) -> CohortCase:
-        """The case, seen through the organs that it hides."""
-        case = self._training_case(key)
-        known = frozenset(case.cached.header.annotated) & frozenset(self.organs)
-        return replace(case, annotated=known - case.annotated)
-
-    def _training_case(self, key: str) -> CohortCase:
-        return next(case for case in self.cohort.train if case.key == key)
-
-    def train_dataloader(self) -> "ResumableLoader":
-        """`max_steps` global batches of this rank's share."""
-        trainer = self.trainer
-        assert trainer is not None
-        if trainer.max_steps < 1:
-            raise UsageError("training is counted in optimiser steps: set `--trainer.max_steps`, for example 2700")
-        if self.batch_size % trainer.world_size:
-            raise UsageError(f"batch_size {self.batch_size} cannot be shared equally by {trainer.world_size} ranks")
-        steps = trainer.max_steps * trainer.accumulate_grad_batches
-        sampler = StepSampler(steps, self.batch_size, trainer.global_rank, trainer.world_size)
-        samples = SliceSamples(self.cohort.train, self.plan(), self.preprocessing, self.augmentation, self.round_labels)
-        return ResumableLoader(samples, sampler, self.workers)
+    def samples(self) -> "SliceSamples":
+        """Training samples by (step, position)."""
+        return SliceSamples(self.cohort.train, self.plan(), self.preprocessing, self.augmentation, self.round_labels)
 
     def plan(self) -> SlicePlan:
         """The order of all training slices."""
         slices, by_organ = slice_tables(self.cohort.train, self.round_labels)
         return SlicePlan(slices, by_organ, self.batch_size, self.seed, self.phase)
 
-    def val_dataloader(self) -> DataLoader[WholeCase | None] | list[Any]:
-        """This rank's validation cases, on the working grid; nothing where nobody validates."""
-        return self._whole_cases("validate") if self.cohort.val else []
-
-    def test_dataloader(self) -> DataLoader[WholeCase | None]:
-        """This rank's test cases, on their files' own grids."""
-        return self._whole_cases("test")
-
-    def predict_dataloader(self) -> DataLoader[WholeCase | None]:
-        """This rank's cases to relabel, on the working grid; their truth is what they annotate."""
-        return self._whole_cases("predict")
-
-    def _whole_cases(self, stage: str) -> DataLoader[WholeCase | None]:
-        trainer = self.trainer
-        assert trainer is not None
-        cases = WholeCases(self._cases(stage), self.preprocessing, on_source_grid=stage == "test")
-        # Each case on exactly one rank, and as many turns on every rank: a rank without a turn would skip the hooks
-        # in which the others wait for it.
-        turns = range(trainer.global_rank, len(cases) + -len(cases) % trainer.world_size, trainer.world_size)
-        return DataLoader(cases, batch_size=None, sampler=turns, num_workers=0)
-
-
-def _working_grid(cohort: Cohort) -> WorkingGrid:
-    """The one grid that all cases were prepared on."""
-    chosen = {
-        (header.preprocessing.get("size"), header.preprocessing.get("spacing"))
-        for header in (case.cached.header for case in cohort.train + cohort.val + cohort.test)
-    }
-    if len(chosen) > 1:
-        raise UsageError(f"the data sets were prepared differently (size, spacing): {sorted(map(str, chosen))}")
-    return WorkingGrid(*chosen.pop())
-
 
 def slice_tables(
     cases: Sequence[CohortCase], pseudo: RoundLabels | None = None
-) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+) -> tuple[NDArray[np.int64], dict[int, NDArray[np.int64]]]:
     """All slices, and the slices that show each organ.
 
     Args:
@@ -206,7 +81,8 @@ def slice_tables(
         pseudo: Their pseudo-labels.
 
     Returns:
-        [N, 2] (case, z), and for each organ that some case annotates (or was given) and shows, [n, 2] likewise.
+        [N, 2] (case, z), and for the channel of each organ that some case annotates (or was given) and shows, [n, 2]
+        likewise.
     """
     slices: list[NDArray[np.int64]] = []
     shown: dict[int, list[NDArray[np.int64]]] = {}
@@ -220,8 +96,8 @@ def slice_tables(
         for channel, in_slices in enumerate(added.T if added is not None else ()):
             z = np.flatnonzero(in_slices)
             shown.setdefault(channel, []).append(np.stack([np.full(len(z), number), z], axis=1))
-    tables = [np.concatenate(shown[channel]) for channel in sorted(shown)]
-    return np.concatenate(slices), [table for table in tables if len(table)]
+    tables = {channel: np.concatenate(shown[channel]) for channel in sorted(shown)}
+    return np.concatenate(slices), {channel: table for channel, table in tables.items() if len(table)}
 
 
 class SliceSamples(Dataset[dict[str, Any]]):
@@ -285,82 +161,3 @@ def index_to_mm(after: NDArray[np.float64], z: int, spacing: tuple[float, float,
     matrix[1, 1:] = np.array([before[1, 1], before[1, 0], before[1, 2]]) * spacing[1]
     matrix[2, 1:] = np.array([before[0, 1], before[0, 0], before[0, 2]]) * spacing[2]
     return matrix.astype(np.float32)
-
-
-def collate(samples: list[dict[str, Any]]) -> Batch:
-    """Stack samples; cases stay a list."""
-
-    def stacked(name: str) -> torch.Tensor:
-        return torch.from_numpy(np.stack([sample[name] for sample in samples]))
-
-    return {
-        "image": stacked("image"),
-        "label": stacked("label"),
-        "annotated": stacked("annotated"),
-        "case": [sample["case"] for sample in samples],
-        "index_to_mm": stacked("index_to_mm"),
-        "centre": stacked("centre"),
-    }
-
-
-class ResumableLoader(DataLoader[Any]):
-    """A loader that knows how many batches it has delivered; Lightning saves and restores that number."""
-
-    def __init__(self, samples: Dataset[Any], sampler: StepSampler, workers: int) -> None:
-        super().__init__(
-            samples,
-            batch_sampler=sampler,
-            num_workers=workers,
-            collate_fn=collate,
-            timeout=WORKER_TIMEOUT_S if workers else 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # its own: drawing worker seeds must not move the global generator
-        )
-        self.steps = sampler
-        self.delivered = 0
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is all that a caller may rely on
-        self.delivered = self.steps.start
-        for batch in super().__iter__():
-            self.delivered += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Batches delivered, not those that workers have ready."""
-        return {"delivered": self.delivered}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on behind the last delivered batch."""
-        self.steps.start = state["delivered"]
-
-
-class WholeCases(Dataset[WholeCase | None]):
-    """Whole cases with their truth, on the working grid or on the files' own; None beyond the last."""
-
-    def __init__(self, cases: Sequence[CohortCase], preprocessing: Preprocessing, on_source_grid: bool) -> None:
-        self.cases = cases
-        self.preprocessing = preprocessing
-        self.on_source_grid = on_source_grid
-
-    def __len__(self) -> int:
-        return len(self.cases)
-
-    def __getitem__(self, number: int) -> WholeCase | None:
-        if number >= len(self.cases):
-            return None
-        case = self.cases[number]
-        header, arrays = case.cached.header, case.cached.arrays()
-        truth = arrays.label
-        if self.on_source_grid and arrays.source_label is not None:
-            truth = arrays.source_label
-        return WholeCase(
-            key=case.key,
-            number=number,
-            image=arrays.image,
-            normalise=self.preprocessing.normalisation_of(arrays.image),
-            shape=(truth.shape[0], truth.shape[1], truth.shape[2]),
-            spacing=header.source_spacing if self.on_source_grid else header.spacing,
-            affine=np.asarray(header.affine),
-            truth=case.lookup[truth],
-            annotated=case.known,
-        )

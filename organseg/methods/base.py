@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from organseg.batch import Batch, CaseSource, WholeCase
 from organseg.errors import UsageError
-from organseg.inference import segment_slices
+from organseg.inference import segment_slices, segment_windows
 from organseg.losses import deep_supervision
 from organseg.methods.evaluation import CaseEvaluation
 from organseg.metrics import CaseDice, overlap_counts
@@ -89,11 +89,15 @@ class SegmentationModule(L.LightningModule):
         torch.distributed.all_reduce(total)
         return sums + (total - sums.detach())
 
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """Loss of a batch, of all resolutions that the network has logits of."""
+        outputs = self.network(batch["image"].contiguous(memory_format=self.memory_format))
+        return deep_supervision(self.loss)(outputs, batch)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of this rank's share; multiplied by the world size because DDP averages gradients."""
-        image = batch["image"].contiguous(memory_format=self.memory_format)
-        loss = deep_supervision(self.loss)(self.network(image), batch)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(image))
+        loss = self.batch_loss(batch)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]))
         return loss * self.trainer.world_size
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -118,9 +122,21 @@ class SegmentationModule(L.LightningModule):
         return source
 
     def setup(self, stage: str) -> None:
-        """Take the preprocessing of the training cases, unless a checkpoint brings its own."""
+        """Take the preprocessing of the training cases, unless a checkpoint brings its own.
+
+        Raises:
+            UsageError: If the network is 3D and the data are slices, or the other way round.
+        """
+        if stage == "predict":
+            return
         if stage == "fit":
             self.preprocessing = self.source.preprocessing
+        given = 2 if self.source.preprocessing.window is None else 3
+        if self.dims != given:
+            raise UsageError(
+                f"the network has dims {self.dims}, the data module gives {given}D: "
+                "SliceDataModule goes with dims 2, PatchDataModule with dims 3"
+            )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Whole cases stay where they are: their slabs travel."""
@@ -129,7 +145,7 @@ class SegmentationModule(L.LightningModule):
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def probabilities(self, image: Tensor) -> Tensor:
-        """Normalised slices [B, 1, H, W] -> probabilities [B, C, H, W], fp32."""
+        """Normalised slices or patches [B, 1, *S] -> probabilities [B, C, *S], fp32."""
         with self.trainer.precision_plugin.forward_context():
             logits = self.network(image.contiguous(memory_format=self.memory_format))
         return self.activate(logits.float())
@@ -146,7 +162,8 @@ class SegmentationModule(L.LightningModule):
         keep: Callable[[int, Tensor], None] | None = None,
     ) -> NDArray[np.uint8]:
         """A whole case through `outputs` (images -> channels), decided slab by slab; `keep` sees each slab."""
-        return segment_slices(case, outputs, decide, device=self.device, keep=keep)
+        segment = segment_slices if case.window is None else segment_windows
+        return segment(case, outputs, decide, device=self.device, keep=keep)
 
     def on_validation_epoch_start(self) -> None:
         """Count every validation case once, over all ranks."""

@@ -76,7 +76,7 @@ class NNUNet(nn.Module):
         self.coarse_heads = nn.ModuleList(
             conv(fine, out_channels, 1) for fine in (channels[-3:0:-1] if deep_supervision else [])
         )
-        self.head = conv(width, out_channels, 1)
+        self.head: nn.Module = conv(width, out_channels, 1)
 
     def features(self, image: Tensor) -> Tensor:
         """What the last 1 x 1 convolution sees: [B, C, *S] -> [B, width, *S], any size."""

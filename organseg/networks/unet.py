@@ -126,7 +126,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(
             ConvBlock(2 * fine, fine, dims, norm, norm_after, last_norm=fine > width) for fine in channels[-2::-1]
         )
-        self.head = _CONV[dims](width, out_channels, 1)
+        self.head: nn.Module = make_conv(dims)(width, out_channels, 1)
 
     def features(self, image: Tensor) -> Tensor:
         """What the last 1 x 1 convolution sees: [B, C, *S] -> [B, width, *S], any size."""

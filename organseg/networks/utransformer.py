@@ -63,6 +63,8 @@ class UTransformer(nn.Module):
         self.backbone = _BACKBONES[backbone](
             in_channels, out_channels, width=width, depth=depth, dims=dims, **(options or {})
         )
+        self.head = self.backbone.head
+        self.backbone.head = nn.Identity()
         deepest_first = self.backbone.channels[::-1]
         if not 1 <= levels < len(deepest_first):
             msg = (
@@ -76,16 +78,14 @@ class UTransformer(nn.Module):
             if mhca:
                 self.backbone.gates[level] = MultiHeadCrossAttention(high, skip, heads, dims, positional_encoding, keys)
 
-    @property
-    def head(self) -> nn.Module:
-        """The last 1 x 1 convolution."""
-        return self.backbone.head
-
     def features(self, image: Tensor) -> Tensor:
         """What the last 1 x 1 convolution sees: [B, C, *S] -> [B, width, *S], any size."""
         return self.backbone.features(image)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """[B, C, *S] -> logits [B, out_channels, *S], or the backbone's list of them for deep supervision."""
-        logits: Tensor | list[Tensor] = self.backbone(image)
+        outputs: Tensor | list[Tensor] = self.backbone(image)
+        if isinstance(outputs, list):
+            return [self.head(outputs[0]), *outputs[1:]]
+        logits: Tensor = self.head(outputs)
         return logits

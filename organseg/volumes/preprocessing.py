@@ -16,10 +16,12 @@ class Preprocessing:
     Attributes:
         grid: Where the network sees the scan.
         normalisation: Of CT; None for MR, where each case has its own.
+        window: [Z, Y, X] of the patches that the network sees; None where it sees whole slices.
     """
 
     grid: WorkingGrid
     normalisation: Normalisation | None
+    window: tuple[int, int, int] | None = None
 
     def normalisation_of(self, image: NDArray[Any]) -> Normalisation:
         """The normalisation of a case, given its image on the working grid."""
@@ -32,10 +34,11 @@ class Preprocessing:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
         """The record that `to_json` wrote."""
-        grid, normalisation = values["grid"], values["normalisation"]
+        grid, normalisation, window = values["grid"], values["normalisation"], values.get("window")
         spacing = tuple(grid["spacing"]) if grid["spacing"] else None
         return cls(
             WorkingGrid(grid["size"], spacing),
             normalisation
             and Normalisation(tuple(normalisation["window"]), normalisation["mean"], normalisation["std"]),
+            window and tuple(window),
         )

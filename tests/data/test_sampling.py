@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from organseg.data.sampling import SlicePlan, StepSampler
 
 SLICES = np.array([(case, z) for case, count in enumerate((5, 7, 3)) for z in range(count)])
-BY_ORGAN = [np.array([(0, 1), (0, 2), (2, 0)]), np.array([(1, 6)])]
+BY_ORGAN = {1: np.array([(0, 1), (0, 2), (2, 0)]), 4: np.array([(1, 6)])}
 
 
 def plan(batch_size: int = 8, seed: int = 0, **options) -> SlicePlan:
@@ -24,7 +24,7 @@ def test_half_of_a_batch_walks_and_half_draws_by_organ(batch_size, walked):
     order = plan(batch_size)
     assert order.walked == walked
     assert order.steps_per_pass == 15 / walked
-    shown = {tuple(row) for table in BY_ORGAN for row in table.tolist()}
+    shown = {tuple(row) for table in BY_ORGAN.values() for row in table.tolist()}
     for step in range(40):
         assert set(batch(order, step)[walked:]) <= shown
 
@@ -42,7 +42,7 @@ def test_every_pass_shows_every_slice_exactly_once(batch_size, seed, phase):
 
 
 def test_without_any_organ_all_positions_walk():
-    order = plan(by_organ=[])
+    order = plan(by_organ={})
     assert order.walked == 8
     assert sorted([*batch(order, 0), *batch(order, 1)][:15]) == sorted(map(tuple, SLICES.tolist()))
 
@@ -53,6 +53,17 @@ def test_organs_are_drawn_alike_however_many_slices_show_them():
     assert drawn[(1, 6)] / 2000 == pytest.approx(1 / 2, abs=0.05)  # organ 2 has one slice, organ 1 has three
     for place in ((0, 1), (0, 2), (2, 0)):
         assert drawn[place] / 2000 == pytest.approx(1 / 6, abs=0.04)
+
+
+def test_a_draw_says_for_which_organ_it_was_made():
+    order = plan()
+    for step in range(20):
+        for position in range(8):
+            draw = order.draw(step, position)
+            if position < order.walked:
+                assert draw.organ is None
+            else:
+                assert (draw.case, draw.z) in set(map(tuple, BY_ORGAN[draw.organ].tolist()))
 
 
 def test_a_draw_is_a_function_of_seed_phase_step_and_position():

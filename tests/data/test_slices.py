@@ -10,9 +10,10 @@ from synthetic import LABELS, SPACING, make_cache, make_case, write_dataset
 
 from organseg.data import SliceDataModule
 from organseg.data.augment import SliceAugmentation
+from organseg.data.module import ResumableLoader, WholeCases
 from organseg.data.pseudo_labels import PseudoLabels, RoundHeader, write_pseudo_labels
 from organseg.data.sampling import StepSampler
-from organseg.data.slices import ResumableLoader, SliceSamples, WholeCases, index_to_mm, slice_tables
+from organseg.data.slices import SliceSamples, index_to_mm, slice_tables
 from organseg.errors import UsageError
 from organseg.volumes import WorkingGrid
 
@@ -52,13 +53,14 @@ def test_slice_tables_by_hand(data):
             shows = (case.cached.arrays().label == k).any(axis=(1, 2))
             rows += [[number, z] for z in np.flatnonzero(shows) if organ in case.annotated]
         expected.append(rows)
-    assert [table.tolist() for table in by_organ] == [rows for rows in expected if rows]
-    assert min(map(len, by_organ)) > 0
+    found = {channel: table.tolist() for channel, table in by_organ.items()}
+    assert found == {channel: rows for channel, rows in enumerate(expected) if rows}
+    assert min(map(len, by_organ.values())) > 0
 
 
 def test_an_organ_that_nobody_shows_has_no_table(prepared):
     cohort = module(prepared, label_share=0.0).cohort
-    assert slice_tables(cohort.train)[1] == []
+    assert slice_tables(cohort.train)[1] == {}
     assert module(prepared, label_share=0.0).plan().walked == 6
 
 
@@ -350,7 +352,7 @@ def test_slices_with_pseudo_labels_are_drawn_by_organ(relabelled):
     cases = relabelled.cohort.train
     _, by_organ = slice_tables(cases, relabelled.round_labels)
     keys = relabelled.case_keys("predict")
-    for k, table in enumerate(by_organ, start=1):
+    for k, table in enumerate(by_organ.values(), start=1):
         expected = set()
         for number, case in enumerate(cases):
             label = case.cached.arrays().label

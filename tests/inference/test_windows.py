@@ -1,0 +1,92 @@
+"""Sliding windows: every voxel is seen, weights cancel, memory does not grow with the scan (METHOD.md 4)."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from inference.test_slicewise import CPU, case_of, most
+
+from organseg.inference import segment_windows
+from organseg.inference.windows import bell, window_starts
+
+
+def windowed(image: np.ndarray, window, shape=None):
+    case = case_of(image, shape)
+    case.window = window
+    return case
+
+
+def one_hot(image: torch.Tensor) -> torch.Tensor:
+    """[b, 1, D, H, W] of integers 0..3 -> probabilities [b, 4, D, H, W]."""
+    return (image == torch.arange(4.0).view(1, 4, 1, 1, 1)).float()
+
+
+@given(st.integers(1, 300), st.integers(1, 100), st.sampled_from([0.0, 0.25, 0.5, 0.75]))
+@settings(max_examples=200, deadline=None)
+def test_windows_cover_an_axis_with_the_overlap(length, window, overlap):
+    window = min(window, length)
+    starts = window_starts(length, window, overlap)
+    assert starts[0] == 0 and starts[-1] == length - window
+    assert starts == sorted(set(starts))
+    # Rounding of the starts may cost one voxel of the overlap.
+    assert all(
+        after - before <= max(1, window * (1 - overlap)) + 1 for before, after in zip(starts, starts[1:], strict=False)
+    )
+
+
+@pytest.mark.parametrize("window", [(4, 3, 5), (7, 16, 16), (20, 20, 20), (1, 1, 1), (13, 9, 11)])
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_a_network_that_sees_single_voxels_is_not_changed(window, overlap):
+    labels = np.random.default_rng(0).integers(0, 4, (13, 9, 11)).astype(np.int16)
+    preds = segment_windows(windowed(labels, window), one_hot, most, device=CPU, overlap=overlap)
+    assert preds.dtype == np.uint8 and (preds == labels).all()
+
+
+def test_the_weighted_mean_of_overlapping_windows_by_hand():
+    seen = []
+
+    def network(patch: torch.Tensor) -> torch.Tensor:
+        seen.append(patch[0, 0, :, 0, 0].tolist())
+        return torch.full((1, 1, *patch.shape[2:]), float(len(seen)))
+
+    kept = []
+    image = np.arange(6, dtype=np.float32).reshape(6, 1, 1)
+    segment_windows(
+        windowed(image, (4, 1, 1)), network, most, device=CPU, keep=lambda _, probs: kept.append(probs.clone())
+    )
+    assert seen == [[0, 1, 2, 3], [2, 3, 4, 5]]
+    inner, outer = (float(np.exp(-0.5 * (place / 0.5) ** 2)) for place in (0.5, 1.5))
+    assert bell(4).tolist() == pytest.approx([outer, inner, inner, outer])
+    both = [(1 * inner + 2 * outer) / (inner + outer), (1 * outer + 2 * inner) / (inner + outer)]
+    assert torch.cat(kept).flatten().tolist() == pytest.approx([1, 1, *both, 2, 2])
+
+
+@pytest.mark.parametrize("shape", [(13, 10, 9), (26, 10, 9), (7, 20, 5), (1, 10, 9)])
+def test_equals_the_whole_volume_computed_at_once(shape):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv3d(1, 3, 1)
+
+    def network(patch: torch.Tensor) -> torch.Tensor:
+        return conv(patch).softmax(1)
+
+    image = np.random.default_rng(1).normal(size=(13, 10, 9)).astype(np.float32)
+    kept = []
+    segment_windows(
+        windowed(image, (6, 5, 9), shape), network, most, device=CPU, keep=lambda _, probs: kept.append(probs.clone())
+    )
+    with torch.no_grad():
+        whole = network(torch.from_numpy(image)[None, None])
+    expected = F.interpolate(whole, shape, mode="trilinear", align_corners=False)[0]
+    assert torch.allclose(torch.cat(kept).transpose(0, 1), expected, atol=1e-5)
+
+
+def test_what_is_held_does_not_grow_with_the_length_of_the_scan(monkeypatch):
+    made = []
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, **more: made.append(size) or zeros(*size, **more))
+    for length in (20, 200):
+        segment_windows(windowed(np.zeros((length, 6, 5), np.float32), (8, 4, 4)), one_hot, most, device=CPU)
+    volumes = [size for size in made if len(size) == 4]
+    assert volumes == [(8, 4, 6, 5)] * 2
