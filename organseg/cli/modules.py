@@ -28,7 +28,7 @@ def build_module(model: Mapping[str, Any], organs: Sequence[str]) -> Segmentatio
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(SegmentationModule, "model")
     given = {**model, "init_args": {**model["init_args"], "organs": list(organs)}}
-    module: SegmentationModule = parser.instantiate_classes(parser.parse_object({"model": given})).model
+    module: SegmentationModule = parser.instantiate(parser.parse_object({"model": given})).model
     return module
 
 

@@ -1,6 +1,7 @@
 """Every shipped experiment, through the real command: fit, test, predict and report."""
 
 import csv
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 import yaml
 from toy import TOY, organseg
 
-from organseg.cli.configs import load_config
+from organseg.cli.configs import load_config, merge
+from organseg.cli.modules import build_module
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
@@ -27,6 +30,13 @@ def steps_of(config: dict[str, Any]) -> list[str]:
     return ["--trainer.max_steps=60", "--curriculum.round_steps=2", *learned]
 
 
+def differs_in_options_alone(config: Path) -> bool:
+    """Whether it is another experiment with another label share, or with other options of the same method."""
+    includes = yaml.safe_load(config.read_text())["include"]
+    same = config.with_stem(config.stem.replace("_10_", "_30_"))
+    return (config != same and same in EXPERIMENTS) or any(config.parent / part in EXPERIMENTS for part in includes)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiment_runs_from_fit_to_predict(config: Path, toy: Path, tmp_path: Path) -> None:
@@ -35,8 +45,8 @@ def test_experiment_runs_from_fit_to_predict(config: Path, toy: Path, tmp_path: 
     cache = toy / ("fusion_cache" if config.stem.startswith("fusion") else "cache")
     organseg("fit", "--config", config, "--data.init_args.cache", cache, "--out", run, *steps, *TOY)
     last = run / "checkpoints" / "last.ckpt"
-    if "_10_" in config.stem and CONFIGS / "experiment" / f"{config.stem.replace('_10_', '_30_')}.yaml" in EXPERIMENTS:
-        return  # differs in nothing but the label share from an experiment that goes on
+    if differs_in_options_alone(config):
+        return  # from an experiment that goes on
     organseg("test", "--config", run / "config.yaml", "--ckpt_path", last)
     with (run / "test" / "cases.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -63,8 +73,26 @@ def test_every_fragment_belongs_to_an_experiment_or_is_a_logger() -> None:
         for path in EXPERIMENTS
         for part in yaml.safe_load(path.read_text()).get("include", [])
     }
-    parts = {path.resolve() for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in ("experiment", "logger")}
-    assert parts == used
+    alone = ("experiment", "logger", "ablation")
+    parts = {path.resolve() for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in alone}
+    assert parts == used - set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("ablation/*.yaml")))
+def test_every_ablation_is_another_network(name: str) -> None:
+    whole = load_config(CONFIGS / "experiment" / "btcv_100_utransformer.yaml")
+    names = ["nnunet", name] if name == "residual_encoder" else [name]
+    ablated = functools.reduce(merge, (load_config(CONFIGS / "ablation" / f"{name}.yaml") for name in names), whole)
+    networks = [build_module(config["model"], ["liver", "spleen"]).network.eval() for config in (whole, ablated)]
+    shapes = [[(key, *value.shape) for key, value in network.state_dict().items()] for network in networks]
+    if name.startswith("heads"):
+        assert shapes[0] != shapes[1]  # without cross-attention
+        assert networks[1].backbone.bottom.heads == int(name[-1])
+    elif name == "mhca_without_positions":
+        assert not networks[1].backbone.gates[0].positional_encoding
+    else:
+        assert shapes[0] != shapes[1]
+    assert networks[1](torch.zeros(1, 1, 48, 40)).shape == (1, 3, 48, 40)
 
 
 @pytest.mark.slow
