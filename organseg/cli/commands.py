@@ -165,9 +165,14 @@ def predict_command(arguments: Namespace) -> int:
 
 def report_command(arguments: Namespace) -> int:
     """`organseg report`: pictures and tables of a run."""
-    from organseg.report import write_report
+    if arguments.what == "all":
+        from organseg.report import write_report
 
-    print(write_report(Path(arguments.run)))
+        print(write_report(Path(arguments.run)))
+    else:
+        from organseg.cli import analysis
+
+        print({"attention": analysis.attention, "receptive-field": analysis.receptive_field}[arguments.what](arguments))
     return 0
 
 

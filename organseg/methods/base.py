@@ -60,7 +60,8 @@ class SegmentationModule(L.LightningModule):
         self.organs = tuple(organs)
         self.optimizer = optimizer
         self.lr_decay = lr_decay
-        self.dims = network.head.weight.ndim - 2  # type: ignore[union-attr, operator]  # every network has a head
+        head: Any = network.head
+        self.dims: int = head.weight.ndim - 2
         last = torch.channels_last if self.dims == 2 else torch.channels_last_3d
         self.memory_format = last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # missing in stubs

@@ -135,10 +135,11 @@ class MultiHeadSelfAttention(nn.Module):
         query, key, value = (split_heads(map_(tokens), self.heads) for map_ in (self.query, self.key, self.value))
         return to_map(self.out(join_heads(attend(query, key, value))), image.shape[2:])
 
-    def weights(self, image: Tensor) -> Tensor:
-        """What each pixel attends to: [B, C, *S] -> [B, H, N, N], rows sum to 1."""
+    def weights(self, image: Tensor, rows: slice = slice(None)) -> Tensor:
+        """What each pixel (or some: `rows`) attends to: [B, C, *S] -> [B, H, N, N], rows sum to 1."""
         tokens = self._tokens(image)
-        return attention_weights(split_heads(self.query(tokens), self.heads), split_heads(self.key(tokens), self.heads))
+        query = split_heads(self.query(tokens[:, rows]), self.heads)
+        return attention_weights(query, split_heads(self.key(tokens), self.heads))
 
     def _tokens(self, image: Tensor) -> Tensor:
         if image.ndim != self.dims + 2:
@@ -176,9 +177,9 @@ class TransformerBlock(nn.Module):
         image = image + self.attention(self._normed(image))
         return image + to_map(self.mlp(to_tokens(image)), image.shape[2:])
 
-    def weights(self, image: Tensor) -> Tensor:
-        """What each pixel attends to: [B, C, *S] -> [B, H, N, N], rows sum to 1."""
-        return self.attention.weights(self._normed(image))
+    def weights(self, image: Tensor, rows: slice = slice(None)) -> Tensor:
+        """What each pixel (or some: `rows`) attends to: [B, C, *S] -> [B, H, N, N], rows sum to 1."""
+        return self.attention.weights(self._normed(image), rows)
 
     def _normed(self, image: Tensor) -> Tensor:
         return to_map(self.attention_norm(to_tokens(image)), image.shape[2:])
@@ -232,19 +233,23 @@ class MultiHeadCrossAttention(nn.Module):
         gate = torch.sigmoid(self.norm(self.conv(mixed)))
         return resize(gate, skip.shape[2:])
 
-    def weights(self, high: Tensor, skip: Tensor) -> Tensor:
-        """What each pixel of Y attends to: -> [B, H, N, M] with M keys, rows sum to 1."""
+    def weights(self, high: Tensor, skip: Tensor, rows: slice = slice(None)) -> Tensor:
+        """What each pixel of Y (or some: `rows`) attends to: -> [B, H, N, M] with M keys, rows sum to 1."""
         query, key, _ = self._projected(high, skip)
-        return attention_weights(query, key)
+        return attention_weights(query[:, :, rows], key)
+
+    def key_size(self, size: Sequence[int]) -> list[int]:
+        """Size of the map of keys for a Y of this size."""
+        return list(size) if self.keys is None else fitting_size(size, self.keys)
 
     def _projected(self, high: Tensor, skip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         coarse = high.shape[2:]
         pooled = _MAX_POOL[len(coarse)](skip, coarse)
         if self.positional_encoding:
             high, pooled = with_positions(high), with_positions(pooled)
-        seen = high
-        if self.keys is not None and seen[0, 0].numel() > self.keys:
-            average, size = _AVERAGE_POOL[len(coarse)], fitting_size(coarse, self.keys)
+        seen, size = high, self.key_size(coarse)
+        if size != list(coarse):
+            average = _AVERAGE_POOL[len(coarse)]
             seen, pooled = average(seen, size), average(pooled, size)
         maps = ((self.query, high), (self.key, seen), (self.value, pooled))
         query, key, value = (split_heads(map_(to_tokens(image)), self.heads) for map_, image in maps)

@@ -20,7 +20,7 @@ from organseg.report.views import chosen_cases, load_case
 from organseg.runtime.metrics_log import read_metrics
 from organseg.strict_yaml import read_yaml
 
-__all__ = ["write_report"]
+__all__ = ["case_file", "read_config", "write_report"]
 
 _NAMES = ("curves", "organs", "overlay_best", "overlay_median", "overlay_worst", *ROUND_PICTURES)
 
@@ -41,7 +41,7 @@ def write_report(run: Path) -> Path:
         IntegrityError: If a table, a case or a prediction is damaged, or they do not belong together.
         StorageError: If the report cannot be written.
     """
-    config = _read_config(run)
+    config = read_config(run)
     notes: list[str] = []
     rows = _read_rows(run, notes)
     pictures = [*_organ_picture(rows), *_overlays(run, config, rows, notes), *_curve_picture(run, notes)]
@@ -53,7 +53,12 @@ def write_report(run: Path) -> Path:
     return _publish(run / "report", pictures, page)
 
 
-def _read_config(run: Path) -> Mapping[str, Any]:
+def read_config(run: Path) -> Mapping[str, Any]:
+    """The options of a run.
+
+    Raises:
+        UsageError: If the folder is no run.
+    """
     path = run / "config.yaml"
     if not path.is_file():
         raise UsageError(
@@ -120,7 +125,7 @@ def _overlays(run: Path, config: Mapping[str, Any], rows: Sequence[CaseRow], not
     for role, (case, path) in files.items():
         if not path.exists():
             continue
-        scored = load_case(_case_file(run, config, case), path, organs)
+        scored = load_case(case_file(run, config, case), path, organs)
         figure = draw_overlay(scored, role, [row for row in rows if row.case == case])
         title = f"{role.capitalize()} case by mean DSC: {case}"
         pictures.append(Picture(f"overlay_{role}.png", title, png(figure)))
@@ -133,8 +138,12 @@ def _rounds(run: Path, config: Mapping[str, Any], notes: list[str]) -> list[Sect
     return [rounds_section(rounds, config, _cache(run, config), notes)] if rounds else []
 
 
-def _case_file(run: Path, config: Mapping[str, Any], case: str) -> Path:
-    """The case in the cache that the run was trained from."""
+def case_file(run: Path, config: Mapping[str, Any], case: str) -> Path:
+    """The case in the cache that the run was trained from.
+
+    Raises:
+        UsageError: If it is not there.
+    """
     cache = _cache(run, config)
     path = cache / f"{case}.h5"
     if not path.is_file():

@@ -1,0 +1,108 @@
+"""`organseg report RUN attention` and `organseg report RUN receptive-field`: what a trained network looks at."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import nn
+
+from organseg.cli.modules import load_module
+from organseg.data.cache import CachedCase
+from organseg.data.patches import patch_start
+from organseg.errors import StorageError, UsageError
+from organseg.files import publish
+from organseg.networks.receptive_field import effective_receptive_field, theoretical_receptive_field
+from organseg.report import case_file, read_config
+from organseg.report.attention import attention_maps, draw_attention, draw_receptive_field
+from organseg.report.figures import png
+from organseg.report.views import Slice, busiest, window_of
+
+FIELD_SIZE = (256, 256)
+"""Of the random inputs of a 2D network."""
+
+
+def attention(arguments: Namespace) -> Path:
+    """Draw the attention of one voxel of a case; returns the picture's path.
+
+    Raises:
+        UsageError: If the network has no attention, or there is no such case or voxel.
+    """
+    run = Path(arguments.run)
+    config = read_config(run)
+    if not arguments.case:
+        raise UsageError("attention: say whose, --case DATASET/ID, one of the cases in the run's cache")
+    cached = CachedCase(case_file(run, config, arguments.case))
+    module = load_module(run / "checkpoints" / "last.ckpt")
+    arrays, spacing = cached.arrays(), cached.header.spacing
+    voxel = _voxel(arguments.voxel, arrays.label, len(cached.header.organs))
+    normalised = module.preprocessing.normalisation_of(arrays.image)
+    shape, patch = np.array(arrays.image.shape), module.preprocessing.window
+    size = np.minimum(shape, patch) if patch else np.array([1, *shape[1:]])
+    start = patch_start(voxel, size, shape)
+    part = tuple(slice(low, low + n) for low, n in zip(start, size, strict=True))
+    seen = torch.from_numpy(normalised(arrays.image[part]))
+    image = seen[None, None] if patch else seen[None]
+    place = [int(index) for index in voxel - start][-module.dims :]
+    maps = attention_maps(module.network, image, place)
+    if not maps:
+        raise UsageError(f"{run}: its network has no attention; train one, for example btcv_100_utransformer")
+    z, y, x = (int(index) for index in voxel)
+    view = Slice(
+        f"{arguments.case}\nvoxel z {z}, y {y}, x {x}", "A", arrays.image[z][part[1:]], (spacing[1], spacing[2])
+    )
+    window = window_of(arrays.image, cached.header.modality)
+    figure = draw_attention(view, window, place, image.shape[2:], maps)
+    return _write(run, f"attention_{arguments.case.replace('/', '_')}_{z}_{y}_{x}.png", figure)
+
+
+def _voxel(given: Sequence[int] | None, label: NDArray[np.uint8], organs: int) -> NDArray[np.int64]:
+    """The wanted voxel, or one in the middle of the largest organ of the slice that shows most organs."""
+    if given is not None:
+        if any(not 0 <= index < length for index, length in zip(given, label.shape, strict=True)):
+            raise UsageError(f"--voxel {given}: outside of the cached image, whose size is {label.shape}")
+        return np.array(given)
+    z = busiest(label, organs)[0]
+    counts = np.bincount(label[z].ravel(), minlength=256)[1 : organs + 1]
+    pixels = np.argwhere(label[z] == counts.argmax() + 1) if counts.any() else np.argwhere(label[z] >= 0)
+    nearest = np.abs(pixels - pixels.mean(axis=0)).sum(axis=1).argmin()
+    return np.array([z, *pixels[nearest]])
+
+
+def receptive_field(arguments: Namespace) -> Path:
+    """Draw what the middle of the bottleneck sees; returns the picture's path."""
+    run = Path(arguments.run)
+    read_config(run)
+    module = load_module(run / "checkpoints" / "last.ckpt")
+    size = module.preprocessing.window or FIELD_SIZE
+    name = _bottom(module.network)
+    effective = effective_receptive_field(module.network, module.network.get_submodule(name), size)
+    theoretical = theoretical_receptive_field(module.network, name, size)
+    title = f"{run.resolve().name}: the middle of the bottleneck, 20 random inputs"
+    return _write(run, "receptive_field.png", draw_receptive_field(effective, theoretical, title))
+
+
+def _bottom(network: nn.Module) -> str:
+    """Name of the bottleneck."""
+    names: list[str] = [name for name, _ in network.named_modules() if name.rpartition(".")[2] == "bottom"]
+    if not names:
+        raise UsageError(f"{type(network).__name__} has no layer named `bottom`, whose receptive field is drawn")
+    return names[0]
+
+
+def _write(run: Path, name: str, figure: Figure) -> Path:
+    folder = run / "report"
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+    def write(file: BinaryIO) -> None:
+        file.write(png(figure))
+
+    publish(folder / name, write)
+    return folder / name

@@ -1,0 +1,137 @@
+"""What a network looks at: attention maps of a voxel (thesis, Figure 5.8) and receptive fields (Figure 5.2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from organseg.networks import MultiHeadCrossAttention, MultiHeadSelfAttention
+from organseg.networks.receptive_field import field_size
+from organseg.report.figures import new_figure, shown
+from organseg.report.overlays import paint
+from organseg.report.views import Slice
+
+_PANEL = 3.0
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Where one attention module looks for a voxel.
+
+    Attributes:
+        title: Of the module.
+        heads: float32 [H, *S'], each head's weights over the keys; they sum to 1.
+    """
+
+    title: str
+    heads: NDArray[np.float32]
+
+
+def attention_maps(network: nn.Module, image: Tensor, voxel: Sequence[int]) -> list[AttentionMap]:
+    """The maps of all attention modules of a network, in the order in which they are applied.
+
+    Args:
+        network: In eval mode, with `features`.
+        image: [1, 1, *S], normalised.
+        voxel: Index in S; each module's token there is asked.
+    """
+    found: list[AttentionMap] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        size = inputs[0].shape[2:]
+        token = 0
+        for index, length, coarse in zip(voxel, image.shape[2:], size, strict=True):
+            token = token * coarse + min(coarse - 1, index * coarse // length)
+        cross = isinstance(module, MultiHeadCrossAttention)
+        rows = module.weights(*inputs, rows=slice(token, token + 1))  # type: ignore[operator]
+        keys = module.key_size(size) if isinstance(module, MultiHeadCrossAttention) else list(size)
+        kind = (
+            f"cross-attention, skip {sum(one.title.startswith('cross') for one in found) + 1}"
+            if cross
+            else "self-attention"
+        )
+        heads = rows[0, :, 0].unflatten(1, keys).float().cpu().numpy()
+        found.append(AttentionMap(f"{kind}\n{' x '.join(map(str, keys))} keys, {len(heads)} heads", heads))
+
+    kinds = (MultiHeadSelfAttention, MultiHeadCrossAttention)
+    handles = [module.register_forward_pre_hook(look) for module in network.modules() if isinstance(module, kinds)]
+    try:
+        with torch.inference_mode():
+            network.features(image)  # type: ignore[operator]  # every network has features
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def draw_attention(
+    view: Slice, window: tuple[float, float], voxel: Sequence[int], shape: Sequence[int], maps: Sequence[AttentionMap]
+) -> Figure:
+    """The slice with the voxel, and each module's attention over it: the mean of its heads, and the sharpest head.
+
+    Args:
+        view: The axial slice of the voxel, of the image that the network saw.
+        window: Intensities to show as black and white.
+        voxel: Index in that image, (y, x) or (z, y, x).
+        shape: Of that image.
+        maps: See `attention_maps`.
+    """
+    figure = new_figure(_PANEL * (len(maps) + 1), 2 * _PANEL + 0.9)
+    grid = figure.subplots(2, len(maps) + 1, squeeze=False)
+    (down, across), (row, column) = view.pixel_mm, voxel[-2:]
+    extent = (0.0, view.image.shape[1] * across, view.image.shape[0] * down, 0.0)
+    for line, which in zip(grid, ("mean of the heads", "sharpest head"), strict=True):
+        paint(line[0], view, window, None)
+        line[0].set_ylabel(which, fontsize=10)
+        for axes, found in zip(line[1:], maps, strict=True):
+            weights = found.heads.mean(axis=0) if which.startswith("mean") else _sharpest(found.heads)
+            plane = weights if weights.ndim == 2 else weights[voxel[0] * len(weights) // shape[0]]
+            paint(axes, view, window, None)
+            axes.imshow(
+                plane, cmap="inferno", extent=extent, alpha=0.6, interpolation="nearest", vmin=0, vmax=weights.max()
+            )
+            axes.set_title(f"{found.title}\nhighest {100 * weights.max():.2g} %", fontsize=9)
+        for axes in line:
+            axes.plot((column + 0.5) * across, (row + 0.5) * down, "+", color="cyan", markersize=12, markeredgewidth=2)
+    grid[0][0].set_title(shown(view.caption), fontsize=9)
+    return figure
+
+
+def _sharpest(heads: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The head whose weights have the lowest entropy."""
+    flat = heads.reshape(len(heads), -1)
+    best: NDArray[np.float32] = heads[int((-flat * np.log(flat + 1e-12)).sum(axis=1).argmin())]
+    return best
+
+
+def draw_receptive_field(effective: Tensor, theoretical: Tensor, title: str) -> Figure:
+    """The gradient of the bottleneck's central unit, and what it could see at most.
+
+    Args:
+        effective: [*S], see `effective_receptive_field`.
+        theoretical: bool [*S].
+        title: Of the network.
+    """
+    plane, border = (field if field.ndim == 2 else field[field.shape[0] // 2] for field in (effective, theoretical))
+    relative = (plane / effective.max()).numpy()
+    figure = new_figure(2 * _PANEL + 2.2, _PANEL + 1.6)
+    left, right = figure.subplots(1, 2)
+    picture = left.imshow(np.sqrt(relative), cmap="inferno", vmin=0, vmax=1)
+    figure.colorbar(picture, ax=left, label="square root of |gradient|, of its maximum", shrink=0.8)
+    rows, columns = (np.flatnonzero(border.any(dim=axis).numpy()) for axis in (1, 0))
+    corner, size = (columns[0] - 0.5, rows[0] - 0.5), (columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
+    left.add_patch(Rectangle(corner, *map(float, size), fill=False, edgecolor="cyan"))
+    left.set_title(f"cyan: theoretical field, {size[1]} x {size[0]} pixels", fontsize=9)
+    right.plot(relative[relative.shape[0] // 2], color="#1f5f99", label="middle row")
+    right.plot(relative[:, relative.shape[1] // 2], color="#c9661b", label="middle column")
+    right.set_xlabel("pixel")
+    right.set_ylabel("|gradient|, of its maximum")
+    right.legend(frameon=False, fontsize=9)
+    right.set_title(f"effective size: {field_size(effective):.0f} pixels", fontsize=9)
+    figure.suptitle(shown(title), fontsize=11)
+    return figure
