@@ -92,12 +92,20 @@ def _add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     phantom.add_argument("--seed", type=int, default=0)
     phantom.add_argument("--out", required=True, help="folder to write")
     phantom.add_argument("--shape", type=int, nargs=3, default=(96, 128, 128), metavar=("Z", "Y", "X"))
+    phantom.add_argument(
+        "--mirrored",
+        action="store_true",
+        help="patients of whom half are mirrored: only far context tells organs apart",
+    )
     phantom.add_argument("--processes", type=int, default=0, help="default: all cores")
 
 
 def _add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     predictor = commands.add_parser("predict", help="segment new scans with a checkpoint; nothing else is needed")
-    predictor.add_argument("--ckpt_path", required=True, help="a checkpoint of `fit`")
+    predictor.add_argument(
+        "--ckpt_path", required=True, nargs="+", help="a checkpoint of `fit`, or several whose mean is taken"
+    )
+    predictor.add_argument("--tta", action="store_true", help="the mean over five shifts and gains of each scan")
     predictor.add_argument("--input", required=True, nargs="+", help="NIfTI files, or folders of them")
     predictor.add_argument("--out", required=True, help="folder of the label maps")
     predictor.add_argument("--probabilities", action="store_true", help="also write each organ's probability")

@@ -149,6 +149,7 @@ def phantom_command(arguments: Namespace) -> int:
             cases=arguments.cases,
             seed=arguments.seed,
             shape=tuple(arguments.shape),
+            mirrored=arguments.mirrored,
             processes=arguments.processes or usable_cores(),
             progress=lambda *_: bar.advance(task),
         )

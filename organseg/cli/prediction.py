@@ -27,6 +27,8 @@ from organseg.cli.modules import load_module
 from organseg.cli.training import quieten
 from organseg.errors import Fault, InputError, StorageError, UsageError
 from organseg.files import publish_text, sha256_of
+from organseg.methods.base import SegmentationModule
+from organseg.methods.ensemble import AS_IT_IS, AUGMENTED, Ensemble
 from organseg.runtime.checkpoint_io import verify_checkpoint
 from organseg.volumes import (
     AffineSource,
@@ -51,18 +53,21 @@ class Job:
 def predict(arguments: Namespace) -> int:
     """Segment all inputs; 3 if some were refused, the others are done."""
     quieten()
-    checkpoint_path, out = Path(arguments.ckpt_path), Path(arguments.out)
-    digest = verify_checkpoint(checkpoint_path)
+    paths, out = [Path(path) for path in arguments.ckpt_path], Path(arguments.out)
+    digests = [verify_checkpoint(path) for path in paths]
     inputs = list(_inputs([Path(given) for given in arguments.input]))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{out}: cannot be made: {error.strerror}; choose another --out") from error
-    jobs = _plan(inputs, out, {"checkpoint": digest, "probabilities": arguments.probabilities}, arguments.overwrite)
+    options = {"checkpoint": digests[0], "probabilities": arguments.probabilities}
+    if len(digests) > 1 or arguments.tta:
+        options |= {"checkpoints": digests, "tta": arguments.tta}
+    jobs = _plan(inputs, out, options, arguments.overwrite)
     if not jobs:
         print(f"{out}: all {len(inputs)} outputs are made already")
         return 0
-    module = load_module(checkpoint_path)
+    module = _module(paths, arguments.tta)
     labels = {k + 1: organ for k, organ in enumerate(module.organs)}
     publish_text(out / "labels.json", json.dumps(labels, indent=1))
     scans = Scans(jobs, module.preprocessing, arguments.affine, arguments.assume_affine)
@@ -83,6 +88,12 @@ def predict(arguments: Namespace) -> int:
     print(f"{out}: {len(jobs) - scans.refused} label maps written, {len(inputs) - len(jobs)} were there, "
           f"{scans.refused} inputs refused")  # fmt: skip
     return 3 if scans.refused else 0
+
+
+def _module(paths: Sequence[Path], tta: bool) -> SegmentationModule | Ensemble:
+    """The method of one checkpoint, or the mean of several, or of several views."""
+    members = [load_module(path) for path in paths]
+    return Ensemble(members, AUGMENTED if tta else AS_IT_IS) if len(members) > 1 or tta else members[0]
 
 
 def _inputs(given: Sequence[Path]) -> Iterator[Path]:

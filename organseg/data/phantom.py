@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from organseg.anatomy import SEVEN_ORGANS
 from organseg.data import phantom_body, phantom_organs
 from organseg.data.manifest import CaseEntry, Manifest, write_manifest
+from organseg.data.phantom_mirrored import MIRRORED_LABELS, make_mirrored_case
 from organseg.data.phantom_organs import PHANTOM_LABELS
 from organseg.data.phantom_patient import Patient, Shape, lay_canvas, sample_patient
 from organseg.data.phantom_shapes import Canvas, grain
@@ -85,6 +85,7 @@ def write_cohort(
     cases: int,
     seed: int,
     shape: Shape = (96, 128, 128),
+    mirrored: bool = False,
     processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -95,6 +96,7 @@ def write_cohort(
         cases: How many.
         seed: The cohort's; case i is `make_case(seed, i, shape)`.
         shape: Voxels (Z, Y, X).
+        mirrored: The cohort of `phantom_mirrored.py`, named `mirrored`, instead of the abdomens.
         processes: Cases made at a time; the files do not depend on it.
         progress: Called with (cases done, cases) after each.
 
@@ -115,16 +117,19 @@ def write_cohort(
         manifest.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written: {error.strerror or error}") from error
-    for number, _ in enumerate(in_processes(partial(_write_case, out, seed, shape), range(cases), processes), start=1):
+    for number, _ in enumerate(
+        in_processes(partial(_write_case, out, seed, shape, mirrored), range(cases), processes), start=1
+    ):
         if progress:
             progress(number, cases)
     root = out.resolve()
-    everything = frozenset(SEVEN_ORGANS)  # also in a case without gallbladder: absent is a known fact
+    name, labels = ("mirrored", MIRRORED_LABELS) if mirrored else ("phantom", PHANTOM_LABELS)
+    everything = frozenset(labels.values())  # also in a case without gallbladder: absent is a known fact
     entries = [
-        CaseEntry(name, root / f"img/{name}.nii.gz", root / f"label/{name}.nii.gz", everything, frozenset(), name)
-        for name in _names(cases)
+        CaseEntry(case, root / f"img/{case}.nii.gz", root / f"label/{case}.nii.gz", everything, frozenset(), case)
+        for case in _names(cases)
     ]
-    write_manifest(manifest, Manifest("phantom", "CT", dict(PHANTOM_LABELS), root, tuple(entries)))
+    write_manifest(manifest, Manifest(name, "CT", dict(labels), root, tuple(entries)))
     return manifest
 
 
@@ -137,8 +142,8 @@ def _names(cases: int) -> list[str]:
     return [f"phantom_{index:03d}" for index in range(cases)]
 
 
-def _write_case(out: Path, seed: int, shape: Shape, index: int) -> None:
-    phantom = make_case(seed, index, shape)
+def _write_case(out: Path, seed: int, shape: Shape, mirrored: bool, index: int) -> None:
+    phantom = Phantom(*make_mirrored_case(seed, index, shape)) if mirrored else make_case(seed, index, shape)
     affine = _file_affine(seed, index, phantom.spacing)
     name = _names(index + 1)[-1]
     write_image(out / "img" / f"{name}.nii.gz", phantom.image, affine)

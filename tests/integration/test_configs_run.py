@@ -30,32 +30,42 @@ def steps_of(config: dict[str, Any]) -> list[str]:
     return ["--trainer.max_steps=60", "--curriculum.round_steps=2", *learned]
 
 
-def differs_in_options_alone(config: Path) -> bool:
-    """Whether it is another experiment with another label share, or with other options of the same method."""
-    includes = yaml.safe_load(config.read_text())["include"]
+def label_share_alone(config: Path) -> bool:
+    """Whether it is another experiment with another label share."""
     same = config.with_stem(config.stem.replace("_10_", "_30_"))
-    return (config != same and same in EXPERIMENTS) or any(config.parent / part in EXPERIMENTS for part in includes)
+    return config != same and same in EXPERIMENTS
+
+
+def base_of(config: Path) -> Path | None:
+    """The experiment of which it is a variant, with other options of the method."""
+    includes = [config.parent / part for part in yaml.safe_load(config.read_text())["include"]]
+    return includes[0] if includes[0] in EXPERIMENTS else None
+
+
+VARIANTS = [config for config in EXPERIMENTS if base_of(config)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", sorted({*EXPERIMENTS} - {*VARIANTS}), ids=lambda path: path.stem)
 def test_experiment_runs_from_fit_to_predict(config: Path, toy: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     steps = steps_of(load_config(config))
     cache = toy / ("fusion_cache" if config.stem.startswith("fusion") else "cache")
     organseg("fit", "--config", config, "--data.init_args.cache", cache, "--out", run, *steps, *TOY)
     last = run / "checkpoints" / "last.ckpt"
-    if differs_in_options_alone(config):
-        return  # from an experiment that goes on
+    if label_share_alone(config):
+        return  # differs from an experiment that goes on
     organseg("test", "--config", run / "config.yaml", "--ckpt_path", last)
     with (run / "test" / "cases.csv").open() as file:
         rows = list(csv.DictReader(file))
     organs = {row["organ"] for row in rows}
-    assert len(organs) == 7
+    assert len(organs) == (3 if config.stem.startswith("mirrored") else 7)
     assert len({row["case"] for row in rows}) * len(organs) == len(rows)
 
+    # One of them also as an ensemble, with augmented views.
+    checkpoints = [last, last, "--tta"] if config.stem == "btcv_100_utransformer" else [last]
     scan = toy / "phantoms" / "img" / "phantom_000.nii.gz"
-    organseg("predict", "--ckpt_path", last, "--input", scan, "--out", tmp_path / "out")
+    organseg("predict", "--ckpt_path", *checkpoints, "--input", scan, "--out", tmp_path / "out")
     written = nibabel.load(tmp_path / "out" / "phantom_000.nii.gz")
     given = nibabel.load(scan)
     assert written.shape == given.shape
@@ -76,6 +86,18 @@ def test_every_fragment_belongs_to_an_experiment_or_is_a_logger() -> None:
     alone = ("experiment", "logger", "ablation")
     parts = {path.resolve() for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in alone}
     assert parts == used - set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=lambda path: path.stem)
+def test_a_variant_differs_in_the_methods_options_alone(config: Path) -> None:
+    base = base_of(config)
+    assert base is not None
+    variant, whole = load_config(config), load_config(base)
+    methods = [experiment.pop("model") for experiment in (variant, whole)]
+    assert variant.pop("out") == f"runs/{config.stem}" and whole.pop("out") == f"runs/{base.stem}"
+    assert variant == whole and methods[0] != methods[1]
+    network = build_module(methods[0], ["liver", "spleen"]).network.eval()
+    assert network(torch.zeros(1, 1, 48, 40)).shape == (1, 3, 48, 40)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("ablation/*.yaml")))

@@ -1,0 +1,93 @@
+"""Several checkpoints, or one scan seen in several ways, as one prediction: the mean of their probabilities."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from organseg.batch import WholeCase
+from organseg.errors import UsageError
+from organseg.methods.base import SegmentationModule
+
+View = tuple[float, int, int]
+"""Gain of the normalised intensities, and pixels that rows and columns are moved by."""
+
+AS_IT_IS: tuple[View, ...] = ((1.0, 0, 0),)
+AUGMENTED: tuple[View, ...] = ((1.0, 0, 0), (1.0, 3, 5), (1.0, -5, -3), (0.85, 2, -4), (1.15, -2, 4))
+"""Test-time augmentation: within the ranges of the training's, and without flips."""
+
+
+class Ensemble(L.LightningModule):
+    """Mean probabilities of its members over all views.
+
+    Args:
+        members: Methods with the same organs, grid and kind of network; their weights and normalisation may differ.
+        views: In which each of them sees a scan.
+
+    Raises:
+        UsageError: If the members do not fit together.
+    """
+
+    def __init__(self, members: Sequence[SegmentationModule], views: Sequence[View] = AS_IT_IS) -> None:
+        super().__init__()
+        first = members[0]
+        for number, member in enumerate(members[1:], start=2):
+            given, expected = (
+                (type(one).__name__, one.organs, one.preprocessing.grid, one.preprocessing.window, _window(one))
+                for one in (member, first)
+            )
+            if given != expected:
+                raise UsageError(f"checkpoint {number} does not fit the first: found {given}, expected {expected}")
+        self.members = nn.ModuleList(members)
+        self.views = tuple(views)
+        self.organs = first.organs
+        self.preprocessing = first.preprocessing
+
+    def setup(self, stage: str) -> None:
+        """The members compute in the trainer's precision."""
+        for member in self._methods():
+            member.trainer = self.trainer
+
+    def probabilities(self, image: Tensor) -> Tensor:
+        """Images [B, 1, *S], normalised as for the first member -> mean probabilities [B, C, *S], fp32."""
+        total: Tensor | None = None
+        for member in self._methods():
+            own = self._renormalised(image, member)
+            for gain, down, across in self.views:
+                moved = (gain * own).roll((down, across), dims=(-2, -1))
+                probs = member.probabilities(moved).roll((-down, -across), dims=(-2, -1))
+                total = probs if total is None else total + probs
+        assert total is not None
+        return total / (len(self.members) * len(self.views))
+
+    def segment(self, case: WholeCase, keep: Callable[[int, Tensor], None] | None = None) -> NDArray[np.uint8]:
+        """Labels [Z, Y, X] on the case's wanted grid."""
+        first = self._methods()[0]
+        return first.sweep(case, self.probabilities, first.decide, keep)
+
+    def predict_step(self, case: WholeCase | None, batch_idx: int) -> NDArray[np.uint8] | None:
+        """Labels [Z, Y, X] in the input's own geometry (LPS); None for an input that was refused."""
+        return None if case is None else self.segment(case)
+
+    def transfer_batch_to_device(self, batch: WholeCase | None, device: torch.device, dataloader_idx: int) -> object:
+        """Whole cases stay where they are: their slabs travel."""
+        return batch
+
+    def _methods(self) -> list[SegmentationModule]:
+        return [cast("SegmentationModule", member) for member in self.members]
+
+    def _renormalised(self, image: Tensor, member: SegmentationModule) -> Tensor:
+        """The image as this member's training cases were normalised; MR is normalised by itself."""
+        theirs, ours = member.preprocessing.normalisation, self.preprocessing.normalisation
+        if theirs is None or ours is None or theirs == ours:
+            return image
+        return (image * ours.std + (ours.mean - theirs.mean)) / theirs.std
+
+
+def _window(member: SegmentationModule) -> object:
+    normalisation = member.preprocessing.normalisation
+    return normalisation and normalisation.window
