@@ -87,6 +87,14 @@ def _add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     grid.add_argument("--spacing", type=float, nargs=3, metavar=("Z", "Y", "X"), help="voxel spacing, mm")
     preparer.add_argument("--processes", type=int, default=0, help="default: all cores")
 
+    planner = commands.add_parser("plan", help="sizes of an nnU-Net for prepared data sets, as a config")
+    planner.add_argument("cache", metavar="CACHE")
+    planner.add_argument("--datasets", nargs="+", help="default: all in the cache")
+    planner.add_argument("--dims", type=int, choices=(2, 3), default=3)
+    planner.add_argument("--memory_gb", type=float, default=8.0, help="that a training step may take")
+    planner.add_argument("--width", type=int, default=32, help="channels of the first level")
+    planner.add_argument("--out", help="the config to write (default: show it)")
+
     phantom = commands.add_parser("phantom", help="make a synthetic cohort to try things on")
     phantom.add_argument("--cases", type=int, default=20)
     phantom.add_argument("--seed", type=int, default=0)

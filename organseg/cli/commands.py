@@ -14,6 +14,7 @@ from rich.table import Table
 
 from organseg.data.manifest import Manifest, load_manifest, write_manifest
 from organseg.errors import Fault, UsageError
+from organseg.files import publish_text
 from organseg.processes import usable_cores
 
 Item = TypeVar("Item")
@@ -131,6 +132,19 @@ def prepare_command(arguments: Namespace) -> int:
         refused += bad
         print(f"{manifest.name}: {made} cases prepared, {skipped} were current, {bad} refused")
     return 3 if refused else 0
+
+
+def plan_command(arguments: Namespace) -> int:
+    """`organseg plan`: a config with the sizes of an nnU-Net."""
+    from organseg.cli.planning import plan_config
+
+    text = plan_config(arguments)
+    if arguments.out:
+        publish_text(Path(arguments.out), text)
+        print(arguments.out)
+    else:
+        print(text, end="")
+    return 0
 
 
 def phantom_command(arguments: Namespace) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from organseg.data.cache import CachedCase, CaseArrays, CaseHeader, NewerSchemaError, write_case
 from organseg.data.check import examine
 from organseg.data.cohort import write_index
+from organseg.data.fingerprint import write_fingerprint
 from organseg.data.manifest import CaseEntry, Manifest
 from organseg.errors import Fault, InputError, IntegrityError, StorageError
 from organseg.files import reap_stale, sha256_of
@@ -60,6 +61,7 @@ def prepare(manifest: Manifest, cache: Path, grid: WorkingGrid, processes: int) 
             digests[prepared.case] = prepared.digest
         yield prepared
     write_index(folder, digests)
+    write_fingerprint(folder, [CachedCase(folder / f"{name}.h5") for name in sorted(digests)])
 
 
 def prepare_case(manifest: Manifest, folder: Path, grid: WorkingGrid, case: CaseEntry) -> Prepared:

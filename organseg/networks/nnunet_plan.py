@@ -1,0 +1,120 @@
+"""Sizes of an nnU-Net from a data set's fingerprint and a memory budget (after Isensee et al., 2021; METHOD.md 3).
+
+The patch is as large as fits, in the proportions of the median case; an axis is halved as long as it stays at least
+`SMALLEST` long and is not more than twice as coarse as the finest; a kernel does not reach across an axis that is much
+coarser than the others.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from organseg.networks.nnunet import MAX_WIDTH
+
+SMALLEST = 4
+"""Of a map of the bottom level, in each axis that was halved."""
+
+MAPS = 12
+"""Feature maps of each level's width that a training step holds, encoder and decoder together: 10.5 are kept for the
+backward pass (counted in tests/networks/test_nnunet_plan.py), the rest is in flight there."""
+
+BYTES = 2
+"""Of a value, in mixed precision."""
+
+OVERHEAD_GB = 0.5
+"""Weights, optimiser and workspace."""
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """What a config needs.
+
+    Attributes:
+        patch_size: Voxels of each axis.
+        batch_size: Patches.
+        strides: Of each level and axis, as `NNUNet` takes them.
+        kernels: Likewise.
+        memory_gb: Estimated, in training.
+    """
+
+    patch_size: tuple[int, ...]
+    batch_size: int
+    strides: tuple[tuple[int, ...], ...]
+    kernels: tuple[tuple[int, ...], ...]
+    memory_gb: float
+
+
+def plan(
+    shape: Sequence[int], spacing: Sequence[float], memory_gb: float, width: int = 32, least_batch: int = 2
+) -> NetworkPlan:
+    """Choose the sizes.
+
+    Args:
+        shape: Of the median case, 2 or 3 axes.
+        spacing: mm of the same axes.
+        memory_gb: Budget of a training step.
+        width: Channels of the first level.
+        least_batch: Patches that must fit at once.
+
+    Raises:
+        ValueError: If not even the smallest patch fits.
+    """
+    patch = [max(1, n) for n in shape]
+    while True:
+        found = _topology(patch, spacing)
+        strides = found[0]
+        padded = [max(size, _round_up(n, size)) for n, size in zip(patch, _total(strides), strict=True)]
+        used = memory_of(padded, strides, width, least_batch)
+        if used <= memory_gb:
+            break
+        # The axis that is longest compared with the case gives way, by one step of its strides.
+        axis = max(range(len(patch)), key=lambda a: (patch[a] / shape[a], patch[a]))
+        smaller = padded[axis] - _total(strides)[axis]
+        if smaller < 2 * SMALLEST:
+            msg = f"no patch of {least_batch} fits into {memory_gb} GB with width {width}; choose a smaller width"
+            raise ValueError(msg)
+        patch[axis] = smaller
+    batch = least_batch
+    while memory_of(padded, strides, width, batch + 1) <= memory_gb and batch < 64:
+        batch += 1
+    return NetworkPlan(tuple(padded), batch, strides, found[1], memory_of(padded, strides, width, batch))
+
+
+def _topology(
+    patch: Sequence[int], spacing: Sequence[float]
+) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """Strides and kernels for a patch."""
+    size, step = list(patch), list(spacing)
+    strides = [(1,) * len(size)]
+    kernels = [_kernel(step)]
+    while True:
+        room = [n >= 2 * SMALLEST for n in size]
+        finest = min((mm for mm, fits in zip(step, room, strict=True) if fits), default=0.0)
+        halved = [fits and mm <= 2 * finest for mm, fits in zip(step, room, strict=True)]
+        if not any(halved):
+            return tuple(strides), tuple(kernels)
+        strides.append(tuple(2 if half else 1 for half in halved))
+        size = [math.ceil(n / stride) for n, stride in zip(size, strides[-1], strict=True)]
+        step = [mm * stride for mm, stride in zip(step, strides[-1], strict=True)]
+        kernels.append(_kernel(step))
+
+
+def _kernel(step: Sequence[float]) -> tuple[int, ...]:
+    return tuple(1 if mm > 2 * min(step) else 3 for mm in step)
+
+
+def memory_of(patch: Sequence[int], strides: Sequence[Sequence[int]], width: int, batch: int) -> float:
+    """Estimated gigabytes of a training step."""
+    voxels, values = float(math.prod(patch)), 0.0
+    for level, stride in enumerate(strides):
+        voxels /= math.prod(stride)
+        values += MAPS * min(width * 2**level, MAX_WIDTH[len(patch)]) * voxels
+    return OVERHEAD_GB + batch * values * BYTES / 1e9
+
+
+def _total(strides: Sequence[Sequence[int]]) -> list[int]:
+    return [math.prod(axis) for axis in zip(*strides, strict=True)]
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return math.ceil(n / multiple) * multiple
