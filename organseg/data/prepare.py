@@ -60,8 +60,8 @@ def prepare(manifest: Manifest, cache: Path, grid: WorkingGrid, processes: int) 
         if prepared.digest:
             digests[prepared.case] = prepared.digest
         yield prepared
-    write_index(folder, digests)
     write_fingerprint(folder, [CachedCase(folder / f"{name}.h5") for name in sorted(digests)])
+    write_index(folder, digests)
 
 
 def prepare_case(manifest: Manifest, folder: Path, grid: WorkingGrid, case: CaseEntry) -> Prepared:

@@ -71,7 +71,7 @@ def test_a_prepared_case_holds_what_the_files_hold(dataset, cache):
     assert header.source_shape == SHAPE
     assert header.preprocessing == {}
     assert [path.path.stem for path in read_index(cache / "tiny")] == ["case0", "case1", "case2"]
-    assert names_in(cache / "tiny") == ["case0.h5", "case1.h5", "case2.h5", "index.json"]
+    assert names_in(cache / "tiny") == ["case0.h5", "case1.h5", "case2.h5", "fingerprint.json", "index.json"]
 
 
 @pytest.mark.parametrize("grid", [NATIVE, WorkingGrid(size=16), WorkingGrid(spacing=(10.0, 18.0, 16.0))])
@@ -240,7 +240,7 @@ def test_what_a_killed_process_left_is_removed(dataset, cache):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert len(list(folder.glob(".case0.h5.*.tmp"))) == 1
     run(dataset, cache)
-    assert names_in(folder) == ["case0.h5", "case1.h5", "case2.h5", "index.json"]
+    assert names_in(folder) == ["case0.h5", "case1.h5", "case2.h5", "fingerprint.json", "index.json"]
 
 
 def command(dataset: Path, cache: Path, processes: int) -> subprocess.Popen[bytes]:
