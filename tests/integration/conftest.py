@@ -22,7 +22,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     organseg("phantom", "--cases", 5, "--seed", 1, "--shape", 24, 32, 32, "--out", folder / "btcv", "--processes", 1)
     renamed = folder / "btcv" / "dataset.yaml"
     renamed.write_text(renamed.read_text().replace("name: phantom", "name: btcv"))
-    organseg("phantom", "--mirrored", "--cases", 5, "--shape", 8, 32, 32, "--out", folder / "mirrored")
+    organseg("phantom", "--mirrored", "--cases", 5, "--shape", 16, 32, 32, "--out", folder / "mirrored")
     manifests = (folder / "phantoms" / "dataset.yaml", renamed, folder / "mirrored" / "dataset.yaml")
     organseg("prepare", *manifests, "--out", folder / "cache", "--processes", 1)
     words = [sys.executable, FUSION, renamed, "--out", folder / "fusion", "--cases", 2]

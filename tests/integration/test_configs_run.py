@@ -24,10 +24,13 @@ assert EXPERIMENTS
 def steps_of(config: dict[str, Any]) -> list[str]:
     """As few steps as there can be; rounds need a network that finds something."""
     curriculum = config.get("curriculum")
+    small = ["--data.init_args.patch_size=[16,16,16]"] if "patch_size" in config["data"]["init_args"] else []
+    if "heads" in config["model"]["init_args"]:
+        small.append("--model.init_args.heads=2")
     if not curriculum:
-        return ["--trainer.max_steps=2"]
+        return ["--trainer.max_steps=2", *small]
     learned = ["--curriculum.score.init_args.steps=2"] if isinstance(curriculum["score"], dict) else []
-    return ["--trainer.max_steps=60", "--curriculum.round_steps=2", *learned]
+    return ["--trainer.max_steps=60", "--curriculum.round_steps=2", *learned, *small]
 
 
 def label_share_alone(config: Path) -> bool:
