@@ -130,16 +130,23 @@ class UNet(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """What the last 1 x 1 convolution sees: [B, C, *S] -> [B, width, *S], any size."""
-        size = image.shape[2:]
-        image = pad_to_multiple(image, self.strides)
-        skips: list[Tensor] = []
+        *skips, deepest = self.encode(pad_to_multiple(image, self.strides))
+        return crop(self.decode(self.bottom(deepest), skips), image.shape[2:])
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """The maps of all levels, finest first; the strides divide the image's size."""
+        maps: list[Tensor] = []
         for level, block in enumerate(self.encoder):
             image = block(self.pool(image) if level else image)
-            skips.append(image)
-        image = self.bottom(skips.pop())
-        for gate, up, block in zip(self.gates, self.up, self.decoder, strict=True):
-            image = block(torch.cat([gate(image, skips.pop()), up(image)], dim=1))
-        return crop(image, size)
+            maps.append(image)
+        return maps
+
+    def decode(self, bottom: Tensor, skips: Sequence[Tensor]) -> Tensor:
+        """The deepest map and the skips, finest first -> [B, width, *S]."""
+        image = bottom
+        for gate, up, block, skip in zip(self.gates, self.up, self.decoder, reversed(skips), strict=True):
+            image = block(torch.cat([gate(image, skip), up(image)], dim=1))
+        return image
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, C, *S] -> logits [B, out_channels, *S]."""
