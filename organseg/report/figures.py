@@ -74,7 +74,7 @@ def draw_curves(curves: Curves) -> Figure | None:
         panels.append(lambda axes: _draw_validation(axes, curves))
     if rates:
         panels.append(lambda axes: _draw_rates(axes, {name: curves[name] for name in rates}))
-    if "pace/slices_per_s" in curves:
+    if "pace/samples_per_s" in curves:
         panels.append(lambda axes: _draw_pace(axes, curves))
     if not panels:
         return None
@@ -144,10 +144,10 @@ def _draw_rates(axes: Axes, rates: Curves) -> None:
 
 
 def _draw_pace(axes: Axes, curves: Curves) -> None:
-    steps, values = curves["pace/slices_per_s"]
+    steps, values = curves["pace/samples_per_s"]
     axes.plot(steps, values, color=_BLUE, linewidth=1.4, marker=_dot(steps))
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("slices / s", color=_BLUE)
+    axes.set_ylabel("slices or patches / s", color=_BLUE)
     axes.set_title("pace", fontsize=10)
     if "pace/data_wait" in curves:
         waits = axes.twinx()

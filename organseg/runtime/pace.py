@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class Pace(Callback):
-    """Logs `pace/slices_per_s` and `pace/data_wait` (share of the time spent waiting for batches).
+    """Logs `pace/samples_per_s` and `pace/data_wait` (share of the time spent waiting for batches).
 
     Where no terminal shows the progress bar, it prints a line every `print_every_s` seconds instead.
     """
@@ -37,17 +37,18 @@ class Pace(Callback):
     ) -> None:
         """Log at the end of each window."""
         now = time.monotonic()
-        if self.steps >= self.every_steps:
+        if self.steps >= self.every_steps or now - self.window_start > self.print_every_s:
             elapsed = max(now - self.window_start, 1e-9)
             wait, speed = self.waited / elapsed, self.samples / elapsed
             pl_module.log("pace/data_wait", wait, prog_bar=True, rank_zero_only=True, batch_size=1)
-            pl_module.log("pace/slices_per_s", speed, prog_bar=True, rank_zero_only=True, batch_size=1)
+            pl_module.log("pace/samples_per_s", speed, prog_bar=True, rank_zero_only=True, batch_size=1)
             if now - self.printed_at > self.print_every_s and trainer.is_global_zero and not sys.stdout.isatty():
                 left = (trainer.num_training_batches - batch_idx - 1) * elapsed / self.steps
                 named = {name: value for name, value in trainer.callback_metrics.items() if name.endswith("/loss")}
                 loss = float(next(iter(named.values()), float("nan")))
+                kind = "slices" if batch["image"].ndim == 4 else "patches"
                 print(
-                    f"step {batch_idx + 1}/{trainer.num_training_batches}  loss {loss:.3f}  {speed:.1f} slices/s  "
+                    f"step {batch_idx + 1}/{trainer.num_training_batches}  loss {loss:.3f}  {speed:.1f} {kind}/s  "
                     f"waiting for data {wait:.0%}  {left / 60:.1f} min left",
                     flush=True,
                 )

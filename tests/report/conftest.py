@@ -110,6 +110,6 @@ def make_run(folder: Path) -> Run:
     write_case_table(run.path / "test" / "cases.csv", run.rows)
     log = MetricsLog(run.path / "metrics.csv")
     for step in range(9, 100, 10):
-        log.log_metrics({"train/loss": 1.5 - step / 100, "pace/slices_per_s": 48.0, "pace/data_wait": 0.01}, step)
+        log.log_metrics({"train/loss": 1.5 - step / 100, "pace/samples_per_s": 48.0, "pace/data_wait": 0.01}, step)
     log.log_metrics({"val/dsc": 0.7, "val/dsc/liver": 0.9, "lr-AdamW": 1e-3}, 99)
     return run

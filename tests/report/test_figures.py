@@ -24,7 +24,7 @@ def curve(*values: float) -> tuple[np.ndarray, np.ndarray]:
 def test_each_logged_metric_gets_its_panel():
     curves = {
         "train/loss": curve(*np.linspace(1, 0, 100)), "val/dsc": curve(0.5, 0.6), "val/dsc/liver": curve(0.8, 0.9),
-        "lr-AdamW": curve(1e-3, 1e-4), "pace/slices_per_s": curve(50, 48), "pace/data_wait": curve(0.1, 0.2),
+        "lr-AdamW": curve(1e-3, 1e-4), "pace/samples_per_s": curve(50, 48), "pace/data_wait": curve(0.1, 0.2),
         "train/other": curve(1),
     }  # fmt: skip
     figure = draw_curves(curves)

@@ -51,7 +51,7 @@ def loop(folder: Path, size: int, batch: int, steps: int, workers: int) -> tuple
         assert run(command) == 0
     rows = read_metrics(folder / f"run_{workers}" / "metrics.csv")
     last = {name: value for _, name, value in rows}
-    return last["pace/slices_per_s"], last["pace/data_wait"]
+    return last["pace/samples_per_s"], last["pace/data_wait"]
 
 
 def main() -> None:
