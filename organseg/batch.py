@@ -63,6 +63,8 @@ class WholeCase:
     """[K]: what of the truth is known."""
     window: tuple[int, int, int] | None = None
     """[Z, Y, X] of the patches that a 3D network sees at a time, on the working grid; None for whole slices."""
+    floor: float = 0.0
+    """What the network sees outside of the image."""
 
 
 @runtime_checkable

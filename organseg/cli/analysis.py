@@ -18,7 +18,7 @@ from organseg.errors import StorageError, UsageError
 from organseg.files import publish
 from organseg.networks.receptive_field import effective_receptive_field, theoretical_receptive_field
 from organseg.report import case_file, read_config
-from organseg.report.attention import attention_maps, draw_attention, draw_receptive_field
+from organseg.report.attention import attention_maps, draw_attention, draw_receptive_field, padded_size
 from organseg.report.figures import png
 from organseg.report.views import Slice, busiest, window_of
 
@@ -56,7 +56,7 @@ def attention(arguments: Namespace) -> Path:
         f"{arguments.case}\nvoxel z {z}, y {y}, x {x}", "A", arrays.image[z][part[1:]], (spacing[1], spacing[2])
     )
     window = window_of(arrays.image, cached.header.modality)
-    figure = draw_attention(view, window, place, image.shape[2:], maps)
+    figure = draw_attention(view, window, place, padded_size(module.network, image.shape[2:]), maps)
     return _write(run, f"attention_{arguments.case.replace('/', '_')}_{z}_{y}_{x}.png", figure)
 
 
@@ -91,7 +91,7 @@ def _bottom(network: nn.Module) -> str:
     names: list[str] = [name for name, _ in network.named_modules() if name.rpartition(".")[2] == "bottom"]
     if not names:
         raise UsageError(f"{type(network).__name__} has no layer named `bottom`, whose receptive field is drawn")
-    return names[0]
+    return min(names, key=lambda name: name.count("."))
 
 
 def _write(run: Path, name: str, figure: Figure) -> Path:

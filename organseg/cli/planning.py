@@ -27,22 +27,26 @@ def plan_config(arguments: Namespace) -> str:
         raise UsageError(f"{cache}: no prepared data set; `organseg prepare DATASET.yaml --out {cache}` makes one")
     found = read_fingerprint(folders)
     try:
-        planned = plan(found.median_shape[-dims:], found.median_spacing[-dims:], arguments.memory_gb, width)
+        planned = plan(
+            found.median_shape[-dims:], found.median_spacing[-dims:], arguments.memory_gb, width, whole=dims == 2
+        )
     except ValueError as error:
         raise UsageError(f"plan: {error}") from error
     data: dict[str, Any] = {"batch_size": planned.batch_size}
     if dims == 3:
         data["patch_size"] = planned.patch_size
-    sizes = {"dims": dims, "width": width, "strides": planned.strides, "kernels": planned.kernels}
-    config = {
-        "data": {"class_path": f"organseg.data.{'Patch' if dims == 3 else 'Slice'}DataModule", "init_args": data},
-        "model": {"init_args": {"network": {"class_path": "organseg.networks.NNUNet", "init_args": sizes}}},
-    }
+    size, levels = {"dims": dims, "width": width}, {"strides": planned.strides, "kernels": planned.kernels}
+    network: dict[str, Any] = {"class_path": "organseg.networks.NNUNet", "init_args": {**size, **levels}}
+    if arguments.transformer:
+        network = {"backbone": "nnunet", **size, "options": levels}
+    config = {"data": {"init_args": data}, "model": {"init_args": {"network": network}}}
+    kind = f"{'PatchDataModule' if dims == 3 else 'SliceDataModule'}" + " and TransformerModule" * arguments.transformer
     names = ", ".join(folder.name for folder in folders)
     return (
         f"# nnU-Net for {names}: {len(found.shapes)} cases, median {_times(found.median_shape)} voxels of "
         f"{_times(found.median_spacing)} mm.\n"
-        f"# About {planned.memory_gb:.1f} GB in training. Use: fit --config EXPERIMENT.yaml --config THIS.yaml\n"
+        f"# About {planned.memory_gb:.1f} GB in training. Use: fit --config EXPERIMENT.yaml --config THIS.yaml, where\n"
+        f"# the experiment has {kind}.\n"
         # JSON first: YAML would write tuples as Python's.
         f"{yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False, default_flow_style=None)}"
     )

@@ -199,12 +199,14 @@ class Scans(Dataset[WholeCase | None]):
         """What the network is asked: the same resampling and normalisation as in `prepare` and training."""
         shape = self.preprocessing.grid.shape(volume.shape, volume.spacing)
         image = volume.array if shape == volume.shape else resample_image(volume.array, shape)
+        normalise = self.preprocessing.normalisation_of(image)
         return WholeCase(
             key=self.jobs[number].output.name.removesuffix(".nii.gz"),
             number=number,
             image=image,
-            normalise=self.preprocessing.normalisation_of(image),
+            normalise=normalise,
             window=self.preprocessing.window,
+            floor=normalise.floor,
             shape=volume.shape,
             spacing=volume.spacing,
             affine=volume.affine,

@@ -184,6 +184,12 @@ class Curriculum(Callback):
         """Run one phase; returns its results' digests, and the validation score where it is asked for."""
         seed = _seed_of(self.host.seed, phase.index)
         module = self.host.new_module(seed)
+        outputs: int = module.network.head.weight.shape[0]
+        if outputs != len(module.organs):
+            raise UsageError(
+                f"curriculum: relabelling needs one probability an organ, {type(module).__name__} has {outputs} for "
+                f"{len(module.organs)} organs; PartialLabelModule trains the same networks (model.init_args.network)"
+            )
         steps = self.steps_of(phase, self.host.round0_steps)
         folder = self.folder / phase.name
         more: list[Callback] = [self, *([StopBetweenCases()] if phase.kind == "relabel" else [])]

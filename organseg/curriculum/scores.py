@@ -133,7 +133,10 @@ class ConfidenceModule(L.LightningModule):
         self.method = method.requires_grad_(False).eval()
         self.features = copy.deepcopy(method.network).requires_grad_(options.mode == "fine-tune")
         channels, dims = method.network.head.in_channels, method.network.head.weight.ndim - 2
-        self.features.head = nn.Identity()  # a convolution without a gradient would stop DDP
+        self.features.head = nn.Identity()  # a convolution without a gradient would stop DDP,
+        for name, parameter in self.features.named_parameters():
+            if "coarse_heads" in name:  # and so would those of deep supervision
+                parameter.requires_grad_(False)
         self.head = ConfidenceHead(channels, len(method.organs), options.hidden, dims)
         self.head.to(memory_format=method.memory_format)  # type: ignore[call-overload]  # missing in stubs
 

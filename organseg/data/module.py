@@ -236,15 +236,17 @@ class WholeCases(Dataset[WholeCase | None]):
         truth = arrays.label
         if self.on_source_grid and arrays.source_label is not None:
             truth = arrays.source_label
+        normalise = self.preprocessing.normalisation_of(arrays.image)
         return WholeCase(
             key=case.key,
             number=number,
             image=arrays.image,
-            normalise=self.preprocessing.normalisation_of(arrays.image),
+            normalise=normalise,
             shape=(truth.shape[0], truth.shape[1], truth.shape[2]),
             spacing=header.source_spacing if self.on_source_grid else header.spacing,
             affine=np.asarray(header.affine),
             truth=case.lookup[truth],
             annotated=case.known,
             window=self.preprocessing.window,
+            floor=normalise.floor,
         )

@@ -51,18 +51,24 @@ class SlicePlan:
 
     @property
     def walked(self) -> int:
-        """Positions of a batch that walk through all slices; the rest draws by organ."""
+        """Positions of a batch that walk through all slices; the rest draws by organ. A batch of 1 takes turns."""
         return self.batch_size if not self.by_organ else (self.batch_size + 1) // 2
+
+    @property
+    def _alternates(self) -> bool:
+        return self.batch_size == 1 and bool(self.by_organ)
 
     @property
     def steps_per_pass(self) -> float:
         """Batches after which every slice was seen once."""
-        return len(self.slices) / self.walked
+        return len(self.slices) / self.walked * (2 if self._alternates else 1)
 
     def draw(self, step: int, position: int) -> Draw:
         """The sample at a position (0..batch_size - 1) of the global batch of a step (0, 1, ...)."""
         rng = np.random.default_rng([self.seed, self.phase, step, position])
-        if position < self.walked:
+        by_turns = self._alternates
+        if position < self.walked and not (by_turns and step % 2):
+            step = step // 2 if by_turns else step
             passed, index = divmod(step * self.walked + position, len(self.slices))
             case, z = self.slices[_permutation(len(self.slices), self.seed, self.phase, passed)[index]]
             return Draw(int(case), int(z), rng)

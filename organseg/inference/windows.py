@@ -28,7 +28,7 @@ def segment_windows(
     """Segment a case.
 
     Args:
-        case: The case, with its `window`; where it is shorter than the window, the window is as long as the case.
+        case: The case, with its `window`; where it is shorter, it lies in the window's middle as in training.
         probabilities: Normalised patches [1, 1, D, H, W] -> probabilities [1, C, D, H, W].
         decide: Probabilities [b, C, Y, X] -> labels [b, Y, X].
         device: Where the network is.
@@ -51,9 +51,14 @@ def _planes(
     overlap: float,
 ) -> Iterator[Tensor]:
     """Probabilities [C, H, W] of each slice, in order."""
+    # A case shorter than the window is seen as in training: in its middle, with air around. What the network says of
+    # the air is dropped; the numbers below are those of the case.
+    before = [max(0, size - n) // 2 for n, size in zip(case.image.shape, window, strict=True)]
+    around = [(low, max(0, size - n) - low) for low, n, size in zip(before, case.image.shape, window, strict=True)]
     shape = case.image.shape
     depth, height, width = sizes = [min(n, size) for n, size in zip(shape, window, strict=True)]
     starts = [window_starts(n, size, overlap) for n, size in zip(shape, sizes, strict=True)]
+    inner = tuple(slice(low, low + n) for low, n in zip(before, sizes, strict=True))
     bells = [bell(size).to(device) for size in sizes]
     weight = bells[0].view(-1, 1, 1) * bells[1].view(-1, 1) * bells[2]
     # Windows stand on a grid, so that the sum of all weights at a voxel is a product over the axes.
@@ -63,7 +68,8 @@ def _planes(
     for z, following in zip(starts[0], [*starts[0][1:], shape[0]], strict=True):
         for y, x in product(*starts[1:]):
             patch = case.normalise(case.image[z : z + depth, y : y + height, x : x + width])
-            probs = probabilities(torch.from_numpy(patch)[None, None].to(device))[0].float()
+            patch = np.pad(patch, around, constant_values=case.floor)
+            probs = probabilities(torch.from_numpy(patch)[None, None].to(device))[0].float()[:, *inner]
             if held is None:
                 held = torch.zeros(depth, len(probs), *shape[1:], device=device)
             held[:, :, y : y + height, x : x + width] += (probs * weight).transpose(0, 1)

@@ -58,8 +58,7 @@ class Ensemble(L.LightningModule):
         for member in self._methods():
             own = self._renormalised(image, member)
             for gain, down, across in self.views:
-                moved = (gain * own).roll((down, across), dims=(-2, -1))
-                probs = member.probabilities(moved).roll((-down, -across), dims=(-2, -1))
+                probs = shifted(member.probabilities(shifted(gain * own, down, across)), -down, -across)
                 total = probs if total is None else total + probs
         assert total is not None
         return total / (len(self.members) * len(self.views))
@@ -86,6 +85,14 @@ class Ensemble(L.LightningModule):
         if theirs is None or ours is None or theirs == ours:
             return image
         return (image * ours.std + (ours.mean - theirs.mean)) / theirs.std
+
+
+def shifted(image: Tensor, down: int, across: int) -> Tensor:
+    """[B, C, *S] moved by rows and columns; what comes in from outside repeats the edge."""
+    for axis, shift in ((-2, down), (-1, across)):
+        length = image.shape[axis]
+        image = image.index_select(axis, (torch.arange(length, device=image.device) - shift).clamp(0, length - 1))
+    return image
 
 
 def _window(member: SegmentationModule) -> object:

@@ -56,6 +56,9 @@ class PartialLabelModule(SegmentationModule):
     ) -> None:
         super().__init__(organs, network(1, len(organs)), optimizer, lr_decay, channels_last)
         start_at_prior(self.network.head)
+        for name, module in self.network.named_modules():
+            if "coarse_heads." in name:
+                start_at_prior(module)
         self.naive = naive
         self.balance: Balance = balance
         self.dice = dice

@@ -61,7 +61,7 @@ class HybridUNet(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """What the last 1 x 1 convolution sees: [B, C, *S] -> [B, width, *S], any size."""
-        whole = pad_to_multiple(image, self.unet.strides)
+        whole = pad_to_multiple(image, self.patch)  # a small remainder would have no instance to normalise over
         deep_patch = [n // stride for n, stride in zip(self.patch, self.unet.strides, strict=True)]
         deep_size = [n // stride for n, stride in zip(whole.shape[2:], self.unet.strides, strict=True)]
         deepest = _assembled(

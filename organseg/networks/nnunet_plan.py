@@ -45,7 +45,12 @@ class NetworkPlan:
 
 
 def plan(
-    shape: Sequence[int], spacing: Sequence[float], memory_gb: float, width: int = 32, least_batch: int = 2
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    memory_gb: float,
+    width: int = 32,
+    least_batch: int = 2,
+    whole: bool = False,
 ) -> NetworkPlan:
     """Choose the sizes.
 
@@ -55,25 +60,27 @@ def plan(
         memory_gb: Budget of a training step.
         width: Channels of the first level.
         least_batch: Patches that must fit at once.
+        whole: The network sees images of exactly this shape (slices): nothing is cut off or padded.
 
     Raises:
         ValueError: If not even the smallest patch fits.
     """
     patch = [max(1, n) for n in shape]
     while True:
-        found = _topology(patch, spacing)
+        found = _topology(patch, spacing, whole)
         strides = found[0]
         padded = [max(size, _round_up(n, size)) for n, size in zip(patch, _total(strides), strict=True)]
         used = memory_of(padded, strides, width, least_batch)
         if used <= memory_gb:
             break
         # The axis that is longest compared with the case gives way, by one step of its strides.
-        axis = max(range(len(patch)), key=lambda a: (patch[a] / shape[a], patch[a]))
-        smaller = padded[axis] - _total(strides)[axis]
-        if smaller < 2 * SMALLEST:
-            msg = f"no patch of {least_batch} fits into {memory_gb} GB with width {width}; choose a smaller width"
+        smaller = [n - step for n, step in zip(padded, _total(strides), strict=True)]
+        axes = [axis for axis, n in enumerate(smaller) if n >= 2 * SMALLEST and not whole]
+        if not axes:
+            msg = f"nothing of {least_batch} fits into {memory_gb} GB with width {width}; choose a smaller width"
             raise ValueError(msg)
-        patch[axis] = smaller
+        axis = max(axes, key=lambda a: (patch[a] / shape[a], patch[a]))
+        patch[axis] = smaller[axis]
     batch = least_batch
     while memory_of(padded, strides, width, batch + 1) <= memory_gb and batch < 64:
         batch += 1
@@ -81,14 +88,14 @@ def plan(
 
 
 def _topology(
-    patch: Sequence[int], spacing: Sequence[float]
+    patch: Sequence[int], spacing: Sequence[float], whole: bool
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
     """Strides and kernels for a patch."""
     size, step = list(patch), list(spacing)
     strides = [(1,) * len(size)]
     kernels = [_kernel(step)]
     while True:
-        room = [n >= 2 * SMALLEST for n in size]
+        room = [n >= 2 * SMALLEST and not (whole and n % 2) for n in size]
         finest = min((mm for mm, fits in zip(step, room, strict=True) if fits), default=0.0)
         halved = [fits and mm <= 2 * finest for mm, fits in zip(step, room, strict=True)]
         if not any(halved):
@@ -96,7 +103,9 @@ def _topology(
         strides.append(tuple(2 if half else 1 for half in halved))
         size = [math.ceil(n / stride) for n, stride in zip(size, strides[-1], strict=True)]
         step = [mm * stride for mm, stride in zip(step, strides[-1], strict=True)]
-        kernels.append(_kernel(step))
+        # An axis that kernels have reached across stays so: a strided kernel of 1 would skip what lies between.
+        wide = [before == 3 or stride > 1 for before, stride in zip(kernels[-1], strides[-1], strict=True)]
+        kernels.append(tuple(3 if far else near for far, near in zip(wide, _kernel(step), strict=True)))
 
 
 def _kernel(step: Sequence[float]) -> tuple[int, ...]:

@@ -57,7 +57,7 @@ def theoretical_receptive_field(network: nn.Module, layer_name: str, size: Seque
     Returns:
         bool [*S].
     """
-    positive = copy.deepcopy(network).float().eval()
+    positive = copy.deepcopy(network).cpu().float().eval()
     for name, module in list(positive.named_modules()):
         replacement = _without_cancelling(module)
         if replacement is not None:
@@ -84,6 +84,8 @@ def _central_gradient(network: nn.Module, layer: nn.Module, image: Tensor) -> Te
         network.features(image)  # type: ignore[operator]  # every network has features
     finally:
         handle.remove()
+    if not outputs:
+        raise ValueError("the layer plays no part in the network's features")
     unit = outputs[0][0]
     for n in unit.shape[1:]:
         unit = unit.select(1, n // 2)

@@ -66,7 +66,7 @@ class UTransformer(nn.Module):
         self.head = self.backbone.head
         self.backbone.head = nn.Identity()
         deepest_first = self.backbone.channels[::-1]
-        if not 1 <= levels < len(deepest_first):
+        if mhca and not 1 <= levels < len(deepest_first):
             msg = (
                 f"levels is {levels}; a backbone of depth {len(deepest_first)} has skips 1 to {len(deepest_first) - 1}"
             )
@@ -74,9 +74,9 @@ class UTransformer(nn.Module):
         if mhsa:
             bottom = TransformerBlock if block else MultiHeadSelfAttention
             self.backbone.bottom = bottom(deepest_first[0], heads, dims, positional_encoding)
-        for level, (high, skip) in enumerate(pairwise(deepest_first[: levels + 1])):
-            if mhca:
-                self.backbone.gates[level] = MultiHeadCrossAttention(high, skip, heads, dims, positional_encoding, keys)
+        gated = levels if mhca else 0
+        for level, (high, skip) in enumerate(pairwise(deepest_first[: gated + 1])):
+            self.backbone.gates[level] = MultiHeadCrossAttention(high, skip, heads, dims, positional_encoding, keys)
 
     def features(self, image: Tensor) -> Tensor:
         """What the last 1 x 1 convolution sees: [B, C, *S] -> [B, width, *S], any size."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from organseg.networks import MultiHeadCrossAttention, MultiHeadSelfAttention
+from organseg.networks import HybridUNet, MultiHeadCrossAttention, MultiHeadSelfAttention
 from organseg.networks.receptive_field import field_size
 from organseg.report.figures import new_figure, shown
 from organseg.report.overlays import paint
@@ -41,12 +42,13 @@ def attention_maps(network: nn.Module, image: Tensor, voxel: Sequence[int]) -> l
         voxel: Index in S; each module's token there is asked.
     """
     found: list[AttentionMap] = []
+    padded = padded_size(network, image.shape[2:])
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         size = inputs[0].shape[2:]
         token = 0
-        for index, length, coarse in zip(voxel, image.shape[2:], size, strict=True):
-            token = token * coarse + min(coarse - 1, index * coarse // length)
+        for index, length, coarse in zip(voxel, padded, size, strict=True):
+            token = token * coarse + index * coarse // length
         cross = isinstance(module, MultiHeadCrossAttention)
         rows = module.weights(*inputs, rows=slice(token, token + 1))  # type: ignore[operator]
         keys = module.key_size(size) if isinstance(module, MultiHeadCrossAttention) else list(size)
@@ -69,8 +71,15 @@ def attention_maps(network: nn.Module, image: Tensor, voxel: Sequence[int]) -> l
     return found
 
 
+def padded_size(network: nn.Module, size: Sequence[int]) -> list[int]:
+    """Size of the image that the network computes with: its strides divide it."""
+    inner: Any = next((part for name, part in network.named_children() if name in ("backbone", "unet")), network)
+    multiples: Sequence[int] = network.patch if isinstance(network, HybridUNet) else inner.strides
+    return [-(-n // multiple) * multiple for n, multiple in zip(size, multiples, strict=True)]
+
+
 def draw_attention(
-    view: Slice, window: tuple[float, float], voxel: Sequence[int], shape: Sequence[int], maps: Sequence[AttentionMap]
+    view: Slice, window: tuple[float, float], voxel: Sequence[int], padded: Sequence[int], maps: Sequence[AttentionMap]
 ) -> Figure:
     """The slice with the voxel, and each module's attention over it: the mean of its heads, and the sharpest head.
 
@@ -78,23 +87,25 @@ def draw_attention(
         view: The axial slice of the voxel, of the image that the network saw.
         window: Intensities to show as black and white.
         voxel: Index in that image, (y, x) or (z, y, x).
-        shape: Of that image.
+        padded: Size that the maps cover, see `padded_size`.
         maps: See `attention_maps`.
     """
     figure = new_figure(_PANEL * (len(maps) + 1), 2 * _PANEL + 0.9)
     grid = figure.subplots(2, len(maps) + 1, squeeze=False)
     (down, across), (row, column) = view.pixel_mm, voxel[-2:]
-    extent = (0.0, view.image.shape[1] * across, view.image.shape[0] * down, 0.0)
+    extent = (0.0, padded[-1] * across, padded[-2] * down, 0.0)
     for line, which in zip(grid, ("mean of the heads", "sharpest head"), strict=True):
         paint(line[0], view, window, None)
         line[0].set_ylabel(which, fontsize=10)
         for axes, found in zip(line[1:], maps, strict=True):
             weights = found.heads.mean(axis=0) if which.startswith("mean") else _sharpest(found.heads)
-            plane = weights if weights.ndim == 2 else weights[voxel[0] * len(weights) // shape[0]]
+            plane = weights if weights.ndim == 2 else weights[voxel[0] * len(weights) // padded[0]]
             paint(axes, view, window, None)
             axes.imshow(
                 plane, cmap="inferno", extent=extent, alpha=0.6, interpolation="nearest", vmin=0, vmax=weights.max()
             )
+            axes.set_xlim(0, view.image.shape[1] * across)
+            axes.set_ylim(view.image.shape[0] * down, 0)
             axes.set_title(f"{found.title}\nhighest {100 * weights.max():.2g} %", fontsize=9)
         for axes in line:
             axes.plot((column + 0.5) * across, (row + 0.5) * down, "+", color="cyan", markersize=12, markeredgewidth=2)
@@ -126,7 +137,8 @@ def draw_receptive_field(effective: Tensor, theoretical: Tensor, title: str) -> 
     rows, columns = (np.flatnonzero(border.any(dim=axis).numpy()) for axis in (1, 0))
     corner, size = (columns[0] - 0.5, rows[0] - 0.5), (columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
     left.add_patch(Rectangle(corner, *map(float, size), fill=False, edgecolor="cyan"))
-    left.set_title(f"cyan: theoretical field, {size[1]} x {size[0]} pixels", fontsize=9)
+    cut = "at least " if bool(border[0].any() or border[:, 0].any()) else ""
+    left.set_title(f"cyan: theoretical field, {cut}{size[1]} x {size[0]} pixels", fontsize=9)
     right.plot(relative[relative.shape[0] // 2], color="#1f5f99", label="middle row")
     right.plot(relative[:, relative.shape[1] // 2], color="#c9661b", label="middle column")
     right.set_xlabel("pixel")

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from organseg.curriculum.scores import ConfidenceModule, LearnedConfidence, MaximumClassProbability
 from organseg.errors import UsageError
 from organseg.methods import PartialLabelModule
-from organseg.networks import UNet
+from organseg.networks import UNet, UTransformer
 
 
 def small(in_channels: int, out_channels: int) -> nn.Module:
@@ -45,10 +45,15 @@ def test_training_leaves_the_segmentation_alone(mode):
     assert any(name.startswith("method.network.") for name in before)
 
 
-def test_every_trained_parameter_has_a_gradient():
+def supervised(in_channels: int, out_channels: int) -> nn.Module:
+    return UTransformer(in_channels, out_channels, "nnunet", width=4, depth=4, heads=2)
+
+
+@pytest.mark.parametrize("network", [small, supervised])
+def test_every_trained_parameter_has_a_gradient(network):
     # One without would stop DDP.
-    learner = LearnedConfidence(hidden=(6,)).learner(PartialLabelModule(["liver", "spleen"], small), None, {})
-    learner.confidence(torch.randn(1, 1, 8, 8)).sum().backward()
+    learner = LearnedConfidence(hidden=(6,)).learner(PartialLabelModule(["liver", "spleen"], network), None, {})
+    learner.confidence(torch.randn(1, 1, 16, 16)).sum().backward()
     assert all(p.grad is not None for p in learner.parameters() if p.requires_grad)
     assert not any(p.requires_grad for p in learner.method.parameters())
 

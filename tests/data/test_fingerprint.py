@@ -10,7 +10,7 @@ from organseg.cli import run
 from organseg.cli.configs import load_config
 from organseg.data.fingerprint import Fingerprint, read_fingerprint
 from organseg.errors import IntegrityError
-from organseg.networks import NNUNet
+from organseg.networks import NNUNet, UTransformer
 from organseg.volumes import WorkingGrid
 
 
@@ -45,7 +45,12 @@ def test_plan_is_a_config(tmp_path, capsys, dims):
     assert config["data"]["init_args"]["batch_size"] >= 2
     assert len(config["data"]["init_args"].get("patch_size", ())) == (3 if dims == 3 else 0)
     sizes = config["model"]["init_args"]["network"]["init_args"]
-    assert NNUNet(1, 5, **sizes).strides
+    strides = NNUNet(1, 5, **sizes).strides
+    assert "class_path" not in config["data"]  # or it would drop the experiment's other options
+    capsys.readouterr()
+    run(["plan", str(cache), "--dims", str(dims), "--width", "4", "--transformer"])
+    network = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["network"]
+    assert UTransformer(1, 5, heads=2, levels=1, **network).backbone.strides == strides
     capsys.readouterr()
     run(["plan", str(cache), "--dims", str(dims), "--width", "4"])
     assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load((tmp_path / "plan.yaml").read_text())

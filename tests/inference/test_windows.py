@@ -80,6 +80,22 @@ def test_equals_the_whole_volume_computed_at_once(shape):
     assert torch.allclose(torch.cat(kept).transpose(0, 1), expected, atol=1e-5)
 
 
+def test_a_short_case_is_seen_as_in_training_with_air_around():
+    seen = []
+
+    def network(patch: torch.Tensor) -> torch.Tensor:
+        seen.append(patch.clone())
+        return one_hot(patch)
+
+    labels = np.random.default_rng(2).integers(1, 4, (3, 9, 4)).astype(np.int16)
+    case = windowed(labels, (6, 5, 4))
+    case.floor = -7.0
+    assert (segment_windows(case, network, most, device=CPU) == labels).all()
+    assert {tuple(patch.shape[2:]) for patch in seen} == {(6, 5, 4)}
+    # As `patch_start` puts it: of three slices that lack, one before and two after.
+    assert (seen[0][0, 0, [0, 4, 5]] == -7).all() and (seen[0][0, 0, 1:4] > 0).all()
+
+
 def test_what_is_held_does_not_grow_with_the_length_of_the_scan(monkeypatch):
     made = []
     zeros = torch.zeros

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rounds import CONFIGS, PHASES, TWO_RANKS, command, journal, losses, results, stop_when, weights
-from toy import organseg
+from toy import TOY, organseg
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,15 @@ def test_overwrite_starts_anew_and_keeps_what_it_makes_itself(toy: Path, uninter
     assert journal(run) == PHASES
     assert results(run) == results(uninterrupted)
     assert not list(run.rglob(".*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_softmax_cannot_be_relabelled(toy: Path, tmp_path: Path) -> None:
+    experiment = CONFIGS / "experiment" / "btcv_100_utransformer.yaml"
+    done = organseg("fit", "--config", experiment, "--config", CONFIGS / "curriculum" / "smile.yaml", *TOY,
+                    "--data.init_args.cache", toy / "cache", "--data.init_args.label_share=0.5",
+                    "--out", tmp_path / "run", check=2)  # fmt: skip
+    assert "TransformerModule has 8 for 7 organs; PartialLabelModule trains the same networks" in done.stderr
 
 
 @pytest.mark.slow

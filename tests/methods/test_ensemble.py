@@ -8,7 +8,7 @@ import torch
 from organseg.batch import WholeCase
 from organseg.errors import UsageError
 from organseg.methods import PartialLabelModule
-from organseg.methods.ensemble import AUGMENTED, Ensemble
+from organseg.methods.ensemble import AUGMENTED, Ensemble, shifted
 from organseg.networks import UNet
 from organseg.volumes import Normalisation, Preprocessing, WorkingGrid
 
@@ -49,14 +49,21 @@ def test_each_member_sees_its_own_normalisation():
 
 
 def test_views_are_moved_there_and_back():
-    one, image = member(), torch.randn(1, 1, 12, 16)
-    one.network.features = lambda image: image.expand(-1, 4, -1, -1)  # no border: every view says the same
-    ensemble = attached(Ensemble([one], [(1.0, 0, 0), (1.0, 3, -5), (1.0, -2, 7)]))
+    one, image = member(), torch.zeros(1, 1, 12, 16)
+    image[..., 5:8, 6:10] = torch.randn(3, 4)  # far from every border
+    one.network.features = lambda image: image.expand(-1, 4, -1, -1)  # every pixel by itself: all views say the same
+    ensemble = attached(Ensemble([one], [(1.0, 0, 0), (1.0, 3, -5), (1.0, -2, 5)]))
     with torch.no_grad():
         assert torch.allclose(ensemble.probabilities(image), one.network(image).sigmoid(), atol=1e-6)
         gained = attached(Ensemble([one], [(0.5, 0, 0)])).probabilities(image)
         assert torch.allclose(gained, one.network(0.5 * image).sigmoid(), atol=1e-6)
     assert len(AUGMENTED) == 5 and AUGMENTED[0] == (1.0, 0, 0)
+
+
+def test_views_repeat_the_edge_and_nothing_wraps_around():
+    image = torch.arange(12.0).view(1, 1, 3, 4)
+    assert shifted(image, 1, -2)[0, 0].tolist() == [[2, 3, 3, 3], [2, 3, 3, 3], [6, 7, 7, 7]]
+    assert torch.equal(shifted(image, 0, 0), image)
 
 
 def test_a_whole_case():

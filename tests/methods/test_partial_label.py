@@ -3,7 +3,7 @@ from torch import Tensor, nn
 
 from organseg.batch import Batch
 from organseg.methods import PartialLabelModule
-from organseg.networks import UNet
+from organseg.networks import NNUNet, UNet
 
 
 def small(in_channels: int, out_channels: int) -> nn.Module:
@@ -41,3 +41,10 @@ def test_an_organ_that_nobody_annotates_gets_no_gradient_unless_naive() -> None:
         head = module.network.head.weight.grad
         assert head[0].abs().sum() > 0
         assert (head[1].abs().sum() > 0) == naive
+
+
+def test_training_starts_at_the_prior_at_every_level_of_deep_supervision() -> None:
+    method = PartialLabelModule(["liver", "spleen"], lambda *channels: NNUNet(*channels, width=4, depth=4))
+    heads = [method.network.head, *method.network.coarse_heads]
+    assert len(heads) == 2
+    assert all(torch.allclose(torch.sigmoid(head.bias), torch.tensor(0.01)) for head in heads)

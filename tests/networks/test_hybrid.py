@@ -29,7 +29,7 @@ def test_one_patch_is_a_u_transformer(dims):
         name.replace("bottom.", "backbone.bottom.", 1) if name.startswith("bottom.") else name: value
         for name, value in weights.items()
     })  # fmt: skip
-    image = torch.randn(2, 1, *(13, 16, 10)[:dims])
+    image = torch.randn(2, 1, *(13, 16, 15)[:dims])
     with torch.no_grad():
         assert torch.allclose(hybrid(image), plain(image), atol=1e-5)
 
@@ -54,6 +54,11 @@ def test_gradients_are_those_of_keeping_everything(monkeypatch):
     assert all(
         torch.allclose(p.grad, wanted, atol=1e-4) for p, wanted in zip(hybrid.parameters(), expected, strict=True)
     )
+
+
+def test_a_remainder_of_one_stride_has_something_to_normalise_over():
+    with torch.no_grad():
+        assert small()(torch.randn(1, 1, 12, 12, 12)).shape == (1, 2, 12, 12, 12)
 
 
 def kept_values(network, size) -> int:

@@ -28,6 +28,27 @@ def test_thick_slices_are_halved_later_and_kernels_stay_in_the_plane():
     assert found.patch_size == (40, 256, 256)
 
 
+@pytest.mark.parametrize(("shape", "spacing"), [((20, 512, 512), (5, 0.7, 0.7)), ((30, 320, 320), (4, 1, 1))])
+def test_no_strided_convolution_skips_what_lies_between(shape, spacing):
+    found = plan(shape, spacing, memory_gb=8)
+    for strides, kernels in zip(found.strides, found.kernels, strict=True):
+        assert all(kernel >= stride for stride, kernel in zip(strides, kernels, strict=True))
+
+
+def test_thin_volumes_give_way_in_the_plane():
+    found = plan((9, 512, 512), (5, 0.8, 0.8), memory_gb=3)
+    assert found.memory_gb <= 3 and found.patch_size[0] >= 8 and found.patch_size[1] < 512
+
+
+@pytest.mark.parametrize("shape", [(200, 200), (512, 384), (129, 128)])
+def test_slices_are_neither_cut_nor_padded(shape):
+    found = plan(shape, (2, 2), memory_gb=8, whole=True)
+    assert found.patch_size == shape
+    assert all(n % total == 0 for n, total in zip(shape, totals(found.strides), strict=True))
+    with pytest.raises(ValueError, match="choose a smaller width"):
+        plan(shape, (2, 2), memory_gb=0.51, whole=True)
+
+
 @pytest.mark.parametrize("memory_gb", [1.5, 4, 12, 40])
 @pytest.mark.parametrize(
     ("shape", "spacing"), [((512, 512), (0.8, 0.8)), ((100, 512, 512), (3, 0.8, 0.8)), ((800, 512, 512), (1, 0.7, 0.7))]

@@ -138,6 +138,10 @@ def test_impossible_options_are_refused(options, message):
         small(**options)
 
 
+def test_levels_do_not_matter_without_cross_attention():
+    assert small(depth=3, levels=3, mhca=False)(torch.randn(1, 1, 8, 8)).shape == (1, 3, 8, 8)
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_attention_unet_gates_every_skip(dims):
     torch.manual_seed(0)

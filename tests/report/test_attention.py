@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from organseg.networks import UNet, UTransformer
-from organseg.report.attention import AttentionMap, attention_maps, draw_attention, draw_receptive_field
+from organseg.networks import HybridUNet, UNet, UTransformer
+from organseg.report.attention import (
+    AttentionMap,
+    attention_maps,
+    draw_attention,
+    draw_receptive_field,
+    padded_size,
+)
 from organseg.report.figures import png
 from organseg.report.views import Slice
 
@@ -39,6 +45,15 @@ def test_the_token_is_that_of_the_voxel():
         weights = model.backbone.bottom.weights(inputs[0])
     # Row 9 of 32 is row 1 of 4, column 20 of 24 is column 2 of 3: token 5.
     assert found.heads == pytest.approx(weights[0, :, 5].view(2, 4, 3).numpy(), abs=1e-6)
+
+
+def test_the_token_of_a_padded_image():
+    model, image = network(mhca=False), torch.randn(1, 1, 25, 25)  # computed as 32 x 32, 4 x 4 tokens of 8 pixels
+    assert padded_size(model, (25, 25)) == [32, 32]
+    (first,), (other,) = attention_maps(model, image, (23, 8)), attention_maps(model, image, (16, 15))
+    assert np.array_equal(first.heads, other.heads)  # both are row 2, column 1
+    hybrid = HybridUNet(patch=(16, 16), width=4, depth=3, dims=2, heads=2)
+    assert padded_size(hybrid, (17, 30)) == [32, 32] and len(attention_maps(hybrid.eval(), image, (0, 0))) == 1
 
 
 def test_no_hook_stays_and_a_network_without_attention_has_no_map():
