@@ -141,7 +141,8 @@ def test_the_experiments_are_complete_and_named_after_their_run(path):
     config = load_config(path)
     assert config["out"] == f"runs/{path.stem}"
     assert config["model"]["class_path"].startswith("organseg.methods.")
-    assert config["model"]["init_args"]["network"]["class_path"].startswith("organseg.networks.")
+    network = config["model"]["init_args"]["network"]  # TransformerModule takes the options of the one that it has
+    assert network.get("class_path", "organseg.networks.UTransformer").startswith("organseg.networks.")
     assert config["trainer"]["max_steps"] > 0
     data = config["data"]["init_args"]
     dataset, share, *_ = path.stem.split("_")
@@ -151,4 +152,4 @@ def test_the_experiments_are_complete_and_named_after_their_run(path):
         return
     assert data.get("label_share", 1.0) == int(share) / 100
     if dataset != "own":  # a template for the reader's data
-        assert data["datasets"] == [dataset]
+        assert data["datasets"] == [dataset.removesuffix("3d")]
