@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,4 +79,7 @@ def read_fingerprint(folders: Sequence[Path]) -> Fingerprint:
             raise IntegrityError(
                 f"{path}: no readable fingerprint ({error!r}); run `organseg prepare` again"
             ) from error
+    if not shapes or min(map(min, shapes)) < 1 or not all(0 < mm < math.inf for spacing in spacings for mm in spacing):
+        names = ", ".join(str(folder / FILE) for folder in folders)
+        raise IntegrityError(f"{names}: no cases, or sizes that none can have; run `organseg prepare` again")
     return Fingerprint(tuple(shapes), tuple(spacings))

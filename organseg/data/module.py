@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from organseg.batch import Batch, WholeCase
+from organseg.data.cache import SliceReader
 from organseg.data.cohort import Cohort, CohortCase, CohortOptions, load_cohort
 from organseg.data.pseudo_labels import RoundLabels
-from organseg.data.sampling import StepSampler
+from organseg.data.sampling import SlicePlan, StepSampler
 from organseg.errors import UsageError
 from organseg.volumes import Preprocessing, WorkingGrid, fit_normalisation
 
@@ -58,9 +59,14 @@ class CaseDataModule(L.LightningDataModule):
         self.preprocessing = Preprocessing(_working_grid(self.cohort), self._normalisation(), patch)
         self.enter_phase(0, None)
 
-    def samples(self) -> Dataset[Any]:
+    def samples(self) -> "CaseSamples":
         """Training samples by (step, position)."""
         raise NotImplementedError
+
+    def plan(self) -> SlicePlan:
+        """The order of all training slices."""
+        slices, by_organ = slice_tables(self.cohort.train, self.round_labels)
+        return SlicePlan(slices, by_organ, self.batch_size, self.seed, self.phase)
 
     def enter_phase(self, index: int, pseudo_labels: Path | None) -> None:
         """From now on train in the order of this phase, with the pseudo-labels of a folder, or with none."""
@@ -168,6 +174,73 @@ def _working_grid(cohort: Cohort) -> WorkingGrid:
     if len(chosen) > 1:
         raise UsageError(f"the data sets were prepared differently (size, spacing): {sorted(map(str, chosen))}")
     return WorkingGrid(*chosen.pop())
+
+
+def slice_tables(
+    cases: Sequence[CohortCase], pseudo: RoundLabels | None = None
+) -> tuple[NDArray[np.int64], dict[int, NDArray[np.int64]]]:
+    """All slices, and the slices that show each organ.
+
+    Args:
+        cases: Training cases.
+        pseudo: Their pseudo-labels.
+
+    Returns:
+        [N, 2] (case, z), and for the channel of each organ that some case annotates (or was given) and shows, [n, 2]
+        likewise.
+    """
+    slices: list[NDArray[np.int64]] = []
+    shown: dict[int, list[NDArray[np.int64]]] = {}
+    for number, case in enumerate(cases):
+        counts = case.cached.organ_counts
+        slices.append(np.stack([np.full(len(counts), number), np.arange(len(counts))], axis=1))
+        for channel, column in case.columns():
+            z = np.flatnonzero(counts[:, column])
+            shown.setdefault(channel, []).append(np.stack([np.full(len(z), number), z], axis=1))
+        added = pseudo.counts(number) if pseudo else None
+        for channel, in_slices in enumerate(added.T if added is not None else ()):
+            z = np.flatnonzero(in_slices)
+            shown.setdefault(channel, []).append(np.stack([np.full(len(z), number), z], axis=1))
+    tables = {channel: np.concatenate(shown[channel]) for channel in sorted(shown)}
+    return np.concatenate(slices), {channel: table for channel, table in tables.items() if len(table)}
+
+
+class CaseSamples(Dataset[dict[str, Any]]):
+    """Training samples by (step, position): what slices and patches need to know of the cases.
+
+    Args:
+        cases: Training cases.
+        plan: The order of their slices.
+        preprocessing: Of all cases.
+        pseudo: Pseudo-labels of the cases.
+    """
+
+    def __init__(
+        self, cases: Sequence[CohortCase], plan: SlicePlan, preprocessing: Preprocessing, pseudo: RoundLabels | None
+    ) -> None:
+        self.plan = plan
+        self.pseudo = pseudo
+        self.reader = SliceReader([case.cached.path for case in cases])
+        self.lookups = [case.lookup for case in cases]
+        self.known = [case.known for case in cases]
+        self.keys = [case.key for case in cases]
+        self.centres = [case.centres() for case in cases]
+        self.spacings = [case.cached.header.spacing for case in cases]
+        shared = preprocessing.normalisation
+        self.normalisations = [shared or preprocessing.normalisation_of(case.cached.arrays().image) for case in cases]
+
+    def sample(
+        self, case: int, image: NDArray[np.float32], label: NDArray[np.uint8], index_to_mm: NDArray[np.floating[Any]]
+    ) -> dict[str, Any]:
+        """One entry of a batch: image and label [*S], and where their indices lie in the case, [4, 4]."""
+        return {
+            "image": image[None],
+            "label": label,
+            "annotated": self.known[case],
+            "case": self.keys[case],
+            "index_to_mm": index_to_mm.astype(np.float32),
+            "centre": self.centres[case],
+        }
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch:

@@ -6,15 +6,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from organseg.data.augment3d import PatchAugmentation, Size, needed_box, resample
-from organseg.data.cache import SliceReader
 from organseg.data.cohort import CohortCase, CohortOptions
-from organseg.data.module import CaseDataModule
+from organseg.data.module import CaseDataModule, CaseSamples
 from organseg.data.pseudo_labels import RoundLabels, merge
 from organseg.data.sampling import Draw, SlicePlan
-from organseg.data.slices import slice_tables
 from organseg.errors import UsageError
 from organseg.volumes import Preprocessing
 
@@ -72,15 +69,22 @@ class PatchDataModule(CaseDataModule):
 
     def samples(self) -> "PatchSamples":
         """Training samples by (step, position)."""
-        slices, by_organ = slice_tables(self.cohort.train, self.round_labels)
-        plan = SlicePlan(slices, by_organ, self.batch_size, self.seed, self.phase)
         return PatchSamples(
-            self.cohort.train, plan, self.preprocessing, self.patch_size, self.augmentation, self.round_labels
+            self.cohort.train, self.plan(), self.preprocessing, self.patch_size, self.augmentation, self.round_labels
         )
 
 
-class PatchSamples(Dataset[dict[str, Any]]):
-    """Training samples by (step, position)."""
+class PatchSamples(CaseSamples):
+    """Patches by (step, position).
+
+    Args:
+        cases: Training cases.
+        plan: The order of their slices, in which the patches have their middles.
+        preprocessing: Of all cases.
+        patch: [Z, Y, X] of a patch.
+        augmentation: Random changes, or None.
+        pseudo: Pseudo-labels of the cases.
+    """
 
     def __init__(
         self,
@@ -91,19 +95,10 @@ class PatchSamples(Dataset[dict[str, Any]]):
         augmentation: PatchAugmentation | None,
         pseudo: RoundLabels | None = None,
     ) -> None:
-        self.plan = plan
+        super().__init__(cases, plan, preprocessing, pseudo)
         self.patch = patch
         self.augmentation = augmentation
-        self.pseudo = pseudo
-        self.reader = SliceReader([case.cached.path for case in cases])
-        self.lookups = [case.lookup for case in cases]
-        self.known = [case.known for case in cases]
-        self.keys = [case.key for case in cases]
-        self.centres = [case.centres() for case in cases]
-        self.spacings = [np.asarray(case.cached.header.spacing) for case in cases]
         self.shapes = [case.cached.shape for case in cases]
-        shared = preprocessing.normalisation
-        self.normalisations = [shared or preprocessing.normalisation_of(case.cached.arrays().image) for case in cases]
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         draw = self.plan.draw(*key)
@@ -117,14 +112,7 @@ class PatchSamples(Dataset[dict[str, Any]]):
         image, label = resample(normalisation(image), label, to_part, self.patch, normalisation.floor)
         if self.augmentation:
             image = self.augmentation.intensities(image, draw.rng)
-        return {
-            "image": image[None],
-            "label": label,
-            "annotated": self.known[case],
-            "case": self.keys[case],
-            "index_to_mm": (np.diag([*self.spacings[case], 1]) @ to_case).astype(np.float32),
-            "centre": self.centres[case],
-        }
+        return self.sample(case, image, label, np.diag([*self.spacings[case], 1]) @ to_case)
 
     def _read(self, case: int, box: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Image and label of a part of a case, with pseudo-labels."""
@@ -135,7 +123,9 @@ class PatchSamples(Dataset[dict[str, Any]]):
 
     def _place(self, draw: Draw) -> NDArray[np.float64]:
         """[4, 4]: index (z, y, x, 1) of the patch -> index of the case, augmentation included."""
-        patch, shape, spacing = np.asarray(self.patch), np.asarray(self.shapes[draw.case]), self.spacings[draw.case]
+        patch, shape, spacing = (
+            np.asarray(values) for values in (self.patch, self.shapes[draw.case], self.spacings[draw.case])
+        )
         start = patch_start(self._middle(draw), patch, shape)
         from_middle = np.eye(4)
         from_middle[:3, 3] = -(patch - 1) / 2

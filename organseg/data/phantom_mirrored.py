@@ -27,7 +27,8 @@ def make_mirrored_case(
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8], tuple[float, float, float]]:
     """Image (HU) and label [Z, Y, X] in LPS, and spacing in mm; a pure function of its arguments."""
     rng = np.random.default_rng((seed, index, 2))
-    spacing = tuple(extent / n for extent, n in zip(EXTENT_MM, shape, strict=True))
+    depth, height, width = (extent / n for extent, n in zip(EXTENT_MM, shape, strict=True))
+    spacing = (depth, height, width)
     z, y, x = np.ogrid[tuple(slice(0, n) for n in shape)]
     place = [(axis + 0.5) * step - extent / 2 for axis, step, extent in zip((z, y, x), spacing, EXTENT_MM, strict=True)]
     hu = np.where(_ellipsoid(place, (0, 0, 0), (1e9, 130, 152)), _BODY_HU, _AIR_HU).astype(np.float32)
@@ -44,7 +45,7 @@ def make_mirrored_case(
         size = 24 * rng.uniform(0.85, 1.15)
         paint(value, middle, (2.2 * size, size, size), _BLOB_HU)
     hu += _NOISE_HU * grain(rng, shape, 0.6)
-    return np.rint(hu).astype(np.int16), label, spacing  # type: ignore[return-value]  # three numbers
+    return np.rint(hu).astype(np.int16), label, spacing
 
 
 def _moved(rng: np.random.Generator) -> float:

@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
 from organseg.data.augment import SliceAugmentation
-from organseg.data.cache import SliceReader
 from organseg.data.cohort import CohortCase, CohortOptions
-from organseg.data.module import CaseDataModule
+from organseg.data.module import CaseDataModule, CaseSamples
 from organseg.data.pseudo_labels import RoundLabels, merge
 from organseg.data.sampling import SlicePlan
 from organseg.volumes import Preprocessing
@@ -65,43 +63,17 @@ class SliceDataModule(CaseDataModule):
         """Training samples by (step, position)."""
         return SliceSamples(self.cohort.train, self.plan(), self.preprocessing, self.augmentation, self.round_labels)
 
-    def plan(self) -> SlicePlan:
-        """The order of all training slices."""
-        slices, by_organ = slice_tables(self.cohort.train, self.round_labels)
-        return SlicePlan(slices, by_organ, self.batch_size, self.seed, self.phase)
 
-
-def slice_tables(
-    cases: Sequence[CohortCase], pseudo: RoundLabels | None = None
-) -> tuple[NDArray[np.int64], dict[int, NDArray[np.int64]]]:
-    """All slices, and the slices that show each organ.
+class SliceSamples(CaseSamples):
+    """Slices by (step, position).
 
     Args:
         cases: Training cases.
-        pseudo: Their pseudo-labels.
-
-    Returns:
-        [N, 2] (case, z), and for the channel of each organ that some case annotates (or was given) and shows, [n, 2]
-        likewise.
+        plan: The order of their slices.
+        preprocessing: Of all cases.
+        augmentation: Random changes, or None.
+        pseudo: Pseudo-labels of the cases.
     """
-    slices: list[NDArray[np.int64]] = []
-    shown: dict[int, list[NDArray[np.int64]]] = {}
-    for number, case in enumerate(cases):
-        counts = case.cached.organ_counts
-        slices.append(np.stack([np.full(len(counts), number), np.arange(len(counts))], axis=1))
-        for channel, column in case.columns():
-            z = np.flatnonzero(counts[:, column])
-            shown.setdefault(channel, []).append(np.stack([np.full(len(z), number), z], axis=1))
-        added = pseudo.counts(number) if pseudo else None
-        for channel, in_slices in enumerate(added.T if added is not None else ()):
-            z = np.flatnonzero(in_slices)
-            shown.setdefault(channel, []).append(np.stack([np.full(len(z), number), z], axis=1))
-    tables = {channel: np.concatenate(shown[channel]) for channel in sorted(shown)}
-    return np.concatenate(slices), {channel: table for channel, table in tables.items() if len(table)}
-
-
-class SliceSamples(Dataset[dict[str, Any]]):
-    """Training samples by (step, position)."""
 
     def __init__(
         self,
@@ -111,16 +83,7 @@ class SliceSamples(Dataset[dict[str, Any]]):
         augmentation: SliceAugmentation | None,
         pseudo: RoundLabels | None = None,
     ) -> None:
-        self.plan = plan
-        self.pseudo = pseudo
-        self.reader = SliceReader([case.cached.path for case in cases])
-        self.lookups = [case.lookup for case in cases]
-        self.known = [case.known for case in cases]
-        self.keys = [case.key for case in cases]
-        self.centres = [case.centres() for case in cases]
-        self.spacings = [case.cached.header.spacing for case in cases]
-        shared = preprocessing.normalisation
-        self.normalisations = [shared or preprocessing.normalisation_of(case.cached.arrays().image) for case in cases]
+        super().__init__(cases, plan, preprocessing, pseudo)
         floors = {normalisation.floor for normalisation in self.normalisations}
         self.transforms = {floor: augmentation.compose(floor) for floor in floors} if augmentation else {}
 
@@ -134,14 +97,7 @@ class SliceSamples(Dataset[dict[str, Any]]):
             label = merge(label, pseudo)
         if self.transforms:
             image, label, after = self.transforms[normalisation.floor](image, label, draw.rng)
-        return {
-            "image": image[None],
-            "label": label,
-            "annotated": self.known[draw.case],
-            "case": self.keys[draw.case],
-            "index_to_mm": index_to_mm(after, draw.z, self.spacings[draw.case]),
-            "centre": self.centres[draw.case],
-        }
+        return self.sample(draw.case, image, label, index_to_mm(after, draw.z, self.spacings[draw.case]))
 
 
 def index_to_mm(after: NDArray[np.float64], z: int, spacing: tuple[float, float, float]) -> NDArray[np.float32]:

@@ -3,13 +3,11 @@
 Its gates look at one pixel of the coarser map at a time: what a rival of attention over the whole image can do.
 """
 
-from itertools import pairwise
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from organseg.networks.unet import Norm, NormAfter, UNet, make_conv, resize
+from organseg.networks.unet import UNet, make_conv, resize
 
 
 class AdditiveGate(nn.Module):
@@ -42,16 +40,6 @@ class AdditiveGate(nn.Module):
 class AttentionUNet(UNet):
     """A U-Net with an `AdditiveGate` at every skip; its arguments are `UNet`'s."""
 
-    def __init__(
-        self,
-        in_channels: int = 1,
-        out_channels: int = 7,
-        width: int = 64,
-        depth: int = 5,
-        dims: int = 2,
-        norm: Norm = "batch",
-        norm_after: NormAfter = "block",
-    ) -> None:
-        super().__init__(in_channels, out_channels, width, depth, dims, norm, norm_after)
-        deepest_first = self.channels[::-1]
-        self.gates = nn.ModuleList(AdditiveGate(high, skip, dims) for high, skip in pairwise(deepest_first))
+    def gate_between(self, high: int, skip: int, dims: int) -> nn.Module:
+        """An additive gate."""
+        return AdditiveGate(high, skip, dims)

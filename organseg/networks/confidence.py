@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-_CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+from organseg.networks.unet import make_conv
 
 START = 0.95
 """Confidence everywhere before training."""
@@ -29,7 +29,7 @@ class ConfidenceHead(nn.Module):
         self, features: int = 64, out_channels: int = 7, hidden: Sequence[int] = (400, 120, 64, 64), dims: int = 2
     ) -> None:
         super().__init__()
-        conv = _CONV[dims]
+        conv = make_conv(dims)
         widths = [features, *hidden]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):

@@ -68,7 +68,7 @@ class NNUNet(nn.Module):
         self.decoder = nn.ModuleList()
         for level in reversed(range(depth - 1)):
             step = tuple(strides[level + 1])
-            self.up.append(up(channels[level + 1], channels[level], step, step))  # type: ignore[arg-type]
+            self.up.append(up(channels[level + 1], channels[level], step, step))  # type: ignore[arg-type]  # of `dims` numbers
             self.decoder.append(PlainBlock(2 * channels[level], channels[level], kernels[level]))
         self.deep_supervision = deep_supervision
         conv = make_conv(dims)
@@ -123,7 +123,7 @@ class _Unit(nn.Sequential):
         conv = make_conv(len(kernel))
         padding = tuple(size // 2 for size in kernel)
         super().__init__(
-            conv(before, after, tuple(kernel), tuple(stride), padding),  # type: ignore[arg-type]
+            conv(before, after, tuple(kernel), tuple(stride), padding),  # type: ignore[arg-type]  # of `dims` numbers
             make_norm("instance", after, len(kernel)),
         )
 

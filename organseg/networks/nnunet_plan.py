@@ -65,7 +65,10 @@ def plan(
     Raises:
         ValueError: If not even the smallest patch fits.
     """
-    patch = [max(1, n) for n in shape]
+    if not 1 <= width <= MAX_WIDTH[len(shape)] or not memory_gb > 0:
+        msg = f"width {width} and memory {memory_gb} GB: expected 1 to {MAX_WIDTH[len(shape)]}, and more than nothing"
+        raise ValueError(msg)
+    patch = list(shape)
     while True:
         found = _topology(patch, spacing, whole)
         strides = found[0]

@@ -16,7 +16,23 @@ from torch import Tensor, nn
 Norm = Literal["batch", "instance", "group"]
 NormAfter = Literal["block", "convolution"]
 
-_CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+
+class Conv3d(nn.Conv3d):
+    """`nn.Conv3d` whose smallest maps are computed in fp32 on CPUs.
+
+    In torch 2.13, oneDNN's bf16 kernels return uninitialised memory as weight gradients (up to 1e38) where the first
+    spatial axis is 2 long, and wrong values where strides lead to a last axis of 1 (pytorch#169688).
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, in, D, H, W] -> [B, out, D', H', W']."""
+        if image.is_cpu and min(image.shape[2:]) <= 2:
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(image.float())
+        return super().forward(image)
+
+
+_CONV: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: Conv3d}
 _POOL: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _NORM: dict[tuple[str, int], type[nn.Module]] = {
     ("batch", 2): nn.BatchNorm2d,
@@ -121,12 +137,17 @@ class UNet(nn.Module):
         )
         self.pool = _POOL[dims](2)
         self.bottom: nn.Module = nn.Identity()
-        self.gates = nn.ModuleList(PlainSkip() for _ in range(depth - 1))
+        deepest_first = pairwise(channels[::-1])
+        self.gates = nn.ModuleList(self.gate_between(high, skip, dims) for high, skip in deepest_first)
         self.up = nn.ModuleList(UpBlock(deep, fine, dims, norm) for fine, deep in reversed(list(pairwise(channels))))
         self.decoder = nn.ModuleList(
             ConvBlock(2 * fine, fine, dims, norm, norm_after, last_norm=fine > width) for fine in channels[-2::-1]
         )
         self.head: nn.Module = make_conv(dims)(width, out_channels, 1)
+
+    def gate_between(self, high: int, skip: int, dims: int) -> nn.Module:
+        """What a skip of so many channels goes through, given those of the coarser map."""
+        return PlainSkip()
 
     def features(self, image: Tensor) -> Tensor:
         """What the last 1 x 1 convolution sees: [B, C, *S] -> [B, width, *S], any size."""

@@ -29,9 +29,16 @@ def test_prepare_writes_it_for_the_working_grid(tmp_path):
     assert len(read_fingerprint([folder, folder]).shapes) == 6
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"cases": {"a": {"shape": [1, 2]}}}'])
+def entry(shape, spacing):
+    return json.dumps({"cases": {"a": {"shape": shape, "spacing_mm": spacing}}})
+
+
+@pytest.mark.parametrize("content", [
+    None, "", "{", "[]", '{"cases": {}}', '{"cases": {"a": {"shape": [1, 2]}}}', entry([0, 4, 4], [1, 1, 1]),
+    entry([4, 4, 4], [0, 1, 1]), entry([4, 4, 4], [1e999, 1, 1]), entry(["x", 4, 4], [1, 1, 1]),
+])  # fmt: skip
 def test_a_missing_or_damaged_one_is_an_error(tmp_path, content):
-    if content:
+    if content is not None:
         (tmp_path / "fingerprint.json").write_text(content)
     with pytest.raises(IntegrityError, match="organseg prepare"):
         read_fingerprint([tmp_path])

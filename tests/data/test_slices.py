@@ -10,10 +10,10 @@ from synthetic import LABELS, SPACING, make_cache, make_case, write_dataset
 
 from organseg.data import SliceDataModule
 from organseg.data.augment import SliceAugmentation
-from organseg.data.module import ResumableLoader, WholeCases
+from organseg.data.module import ResumableLoader, WholeCases, slice_tables
 from organseg.data.pseudo_labels import PseudoLabels, RoundHeader, write_pseudo_labels
 from organseg.data.sampling import StepSampler
-from organseg.data.slices import SliceSamples, index_to_mm, slice_tables
+from organseg.data.slices import SliceSamples, index_to_mm
 from organseg.errors import UsageError
 from organseg.volumes import WorkingGrid
 

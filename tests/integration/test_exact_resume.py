@@ -66,6 +66,19 @@ def interrupt(words: list[str], run: Path, after_step: int, with_signal: int) ->
 
 
 @pytest.mark.slow
+def test_a_killed_3d_run_ends_equal(toy: Path, tmp_path: Path) -> None:
+    config = CONFIG.with_stem("btcv3d_100_inerrant0")
+    words = [*command(toy, tmp_path / "run", "--data.init_args.patch_size=[16,16,16]", "--trainer.max_steps=6")]
+    words[words.index(str(CONFIG))] = str(config)
+    whole = [word.replace(str(tmp_path / "run"), str(tmp_path / "whole")) for word in words]
+    organseg(*whole)
+    assert interrupt(words, tmp_path / "run", 3, signal.SIGKILL) == -signal.SIGKILL
+    organseg(*words)
+    assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "workers"), [(3, (0, 0)), (6, (2, 0)), (9, (0, 2))])
 def test_kill_9_then_the_same_command_ends_equal(
     step: int, workers: tuple[int, int], toy: Path, uninterrupted: Path, tmp_path: Path

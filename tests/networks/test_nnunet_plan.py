@@ -92,3 +92,9 @@ def test_the_estimate_covers_what_autograd_keeps(dims, patch):
 def test_a_budget_that_fits_nothing_is_refused():
     with pytest.raises(ValueError, match="choose a smaller width"):
         plan((512, 512), (1, 1), memory_gb=0.5)
+
+
+@pytest.mark.parametrize(("memory_gb", "width"), [(8, 0), (8, 1000), (0, 8), (-1, 8), (float("nan"), 8)])
+def test_nonsense_is_refused(memory_gb, width):
+    with pytest.raises(ValueError, match="expected 1 to 320"):
+        plan((64, 64, 64), (1, 1, 1), memory_gb, width)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from organseg.networks import UNet
-from organseg.networks.unet import UpBlock, pad_to_multiple
+from organseg.networks.unet import UpBlock, make_conv, pad_to_multiple
 
 
 def small(dims=2, **options) -> UNet:
@@ -163,3 +163,20 @@ def test_skips_carry_what_pooling_loses():
     with torch.no_grad():
         one, other = network(image)
     assert not torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(2, 2, 2), (2, 6, 6), (6, 6, 6)])
+def test_gradients_of_small_volumes_in_bf16_are_gradients(size):
+    # The library's own convolution returns uninitialised memory for the first two.
+    torch.manual_seed(0)
+    conv, image = make_conv(3)(16, 32, 3, padding=1), torch.randn(2, 16, *size)
+
+    def gradient(enabled: bool) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = conv(image)
+        (found,) = torch.autograd.grad(out.float().square().sum(), conv.weight)
+        return found
+
+    exact, found = gradient(False), [gradient(True) for _ in range(4)]
+    assert all(torch.equal(one, found[0]) for one in found)
+    assert (found[0] - exact).abs().max() < 0.03 * exact.abs().max()
