@@ -132,3 +132,11 @@ def test_loggers_go_beside_the_metrics_file(logger: str, toy: Path, tmp_path: Pa
              "--out", tmp_path / "run", "--trainer.max_steps=2", *TOY, cwd=tmp_path)  # fmt: skip
     assert "train/loss" in (tmp_path / "run" / "metrics.csv").read_text()
     assert any((tmp_path / "runs" / logger).rglob("*.*"))
+
+
+@pytest.mark.slow
+def test_a_3d_network_does_not_train_on_slices(toy: Path, tmp_path: Path) -> None:
+    done = organseg("fit", "--config", CONFIGS / "experiment" / "phantom_30_inerrant0.yaml", "--data.init_args.cache",
+                    toy / "cache", "--out", tmp_path / "run", "--trainer.max_steps=2",
+                    "--model.init_args.network.init_args.dims=3", *TOY, check=2)  # fmt: skip
+    assert "the network has dims 3, the data module gives 2D" in done.stderr
