@@ -30,6 +30,7 @@ from organseg.files import publish_text, sha256_of
 from organseg.methods.base import SegmentationModule
 from organseg.methods.ensemble import AS_IT_IS, AUGMENTED, Ensemble
 from organseg.runtime.checkpoint_io import verify_checkpoint
+from organseg.runtime.precision import affordable_precision
 from organseg.volumes import (
     AffineSource,
     Preprocessing,
@@ -74,7 +75,7 @@ def predict(arguments: Namespace) -> int:
     trainer = L.Trainer(
         accelerator=arguments.accelerator,
         devices=arguments.devices,
-        precision=arguments.precision,
+        precision=affordable_precision(arguments.precision, arguments.accelerator),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=sys.stdout.isatty(),

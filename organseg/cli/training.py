@@ -3,6 +3,7 @@
 The data module is instantiated first and tells the method its organs, so that nobody writes a number of channels.
 """
 
+import contextlib
 import copy
 import difflib
 import math
@@ -33,6 +34,7 @@ from organseg.processes import keep_freed_memory
 from organseg.runtime.checkpoint_io import AtomicCheckpointIO, load_checkpoint, newest_good, publish_copy
 from organseg.runtime.metrics_log import MetricsLog, StepOffset
 from organseg.runtime.pace import Pace
+from organseg.runtime.precision import BF16, affordable_precision
 from organseg.runtime.ranks import SameWeights
 from organseg.runtime.resume import FiniteLoss, LastCheckpoint, StepSeed
 from organseg.runtime.run_folder import RunFolder, RunRecord, identity, plain
@@ -114,10 +116,11 @@ class OrgansegCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Settle what the run folder has to say before data are touched."""
+        self.run_folder = RunFolder(Path(self._get(self.config, "out")))
+        self.fresh = bool(self._get(self.config, "overwrite"))
+        self._settle_precision()
         self._dump_config()
         config = self.config_dump
-        self.run_folder = RunFolder(Path(config["out"]))
-        self.fresh = bool(config.get("overwrite"))
         self.wanted = plain(identity(config))
         for key, value in self.wanted.items():
             refused = isinstance(value, float) and not math.isfinite(value)
@@ -132,6 +135,15 @@ class OrgansegCLI(LightningCLI):
                 record = None
             if record and not config["overwrite"]:
                 self.run_folder.compare(record, {**self.wanted, DATA: record["identity"].get(DATA)})
+
+    def _settle_precision(self) -> None:
+        """Mixed precision where this machine has it; a run that was begun goes on in its own, wherever that is."""
+        trainer = self._get(self.config, "trainer")
+        begun = None
+        if self._fitting and not self.fresh and trainer.precision == BF16:
+            with contextlib.suppress(IntegrityError):  # said where the record is read
+                begun = (self.run_folder.record() or {}).get("identity", {}).get("trainer.precision")
+        trainer.precision = begun or affordable_precision(trainer.precision, trainer.accelerator)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer of a run without rounds, of `validate` and of `test`."""

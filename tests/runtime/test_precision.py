@@ -1,0 +1,32 @@
+"""Mixed precision is asked for where the hardware has it, and a run goes on in what it was begun in."""
+
+import pytest
+
+from organseg.cli import run
+from organseg.cli.training import OrgansegCLI
+from organseg.runtime import precision
+from organseg.runtime.precision import affordable_precision
+from tests.toy import fit_words
+
+
+@pytest.mark.parametrize(("hardware", "found"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_bf16_in_software_is_replaced_and_that_is_said(monkeypatch, capsys, hardware, found):
+    monkeypatch.setattr(precision, "bf16_in_hardware", lambda: hardware)
+    assert affordable_precision("bf16-mixed", "cpu") == found
+    said = capsys.readouterr().err
+    assert said == ("" if hardware else "organseg: this CPU has no bfloat16 arithmetic: 32-true instead of bf16-mixed\n")
+
+
+def test_what_else_is_asked_for_stays(monkeypatch, capsys):
+    monkeypatch.setattr(precision, "bf16_in_hardware", lambda: False)
+    assert affordable_precision("bf16-mixed", "gpu") == "bf16-mixed"
+    assert affordable_precision("64-true", "cpu") == "64-true"
+    assert affordable_precision(None, "auto") is None
+    assert not capsys.readouterr().err
+
+
+def test_other_ranks_say_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(precision, "bf16_in_hardware", lambda: False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert affordable_precision("bf16-mixed", "cpu") == "32-true"
+    assert not capsys.readouterr().err
