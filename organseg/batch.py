@@ -6,7 +6,7 @@ axes (H, W in 2D; D, H, W in 3D; rows are y, columns x, depth z, all LPS: indice
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
@@ -22,21 +22,26 @@ IGNORE = 255
 """Label value of voxels whose truth is unknown for every organ, also for annotated ones (METHOD.md 1.2)."""
 
 
-class Batch(TypedDict):
-    """One training batch, the same for 2D slices and 3D patches."""
+class View(TypedDict):
+    """What a network is shown, 2D slices or 3D patches, and where in their cases they lie."""
 
     image: Tensor
     """[B, C, *S] float32, normalised."""
-    label: Tensor
-    """[B, *S] uint8: 0 background or unknown, 1..K organs in channel order, 255 ignore."""
-    annotated: Tensor
-    """[B, K] bool: the organ's truth is known in this case."""
     case: list[str]
     """Case keys, `<data set>/<id>`."""
     index_to_mm: Tensor
     """[B, 4, 4] float32: index (z, y, x, 1) after augmentation -> mm (z, y, x, 1) from the case's first voxel, LPS."""
     centre: Tensor
     """[B, K, 3] float32: centre of each organ's bounding box, mm (z, y, x) likewise; NaN where unknown."""
+
+
+class Batch(View):
+    """One training batch."""
+
+    label: Tensor
+    """[B, *S] uint8: 0 background or unknown, 1..K organs in channel order, 255 ignore."""
+    annotated: Tensor
+    """[B, K] bool: the organ's truth is known in this case."""
 
 
 @dataclass(eq=False)
@@ -65,6 +70,14 @@ class WholeCase:
     """[Z, Y, X] of the patches that a 3D network sees at a time, on the working grid; None for whole slices."""
     floor: float = 0.0
     """What the network sees outside of the image."""
+    centre: NDArray[np.floating[Any]] | None = None
+    """[K, 3] mm (z, y, x) from the first voxel of `image`: where a method takes the organs to be; NaN where unknown."""
+
+    @property
+    def working_spacing(self) -> tuple[float, float, float]:
+        """Mm (z, y, x) of the working grid, which has the extent of the wanted one."""
+        z, y, x = (mm * n / own for mm, n, own in zip(self.spacing, self.shape, self.image.shape, strict=True))
+        return (z, y, x)
 
 
 @runtime_checkable
@@ -88,6 +101,9 @@ class CaseSource(Protocol):
     @property
     def preprocessing(self) -> Any:
         """`volumes.Preprocessing`: what a scan goes through before the network."""
+
+    def training_cases(self) -> Sequence[WholeCase]:
+        """The training cases on the working grid; their truth is what they annotate."""
 
     def case_keys(self, stage: str) -> tuple[str, ...]:
         """Keys of the cases of `fit`, `validate`, `test` or `predict`, in the order of their numbers."""
@@ -123,8 +139,8 @@ class Segmenter(Protocol):
     """With `features` and `head`."""
     memory_format: Any
 
-    def probabilities(self, image: Tensor) -> Tensor:
-        """Normalised images [B, C, *S] -> probabilities [B, C, *S], fp32."""
+    def probabilities(self, view: View) -> Tensor:
+        """Images [B, C, *S] -> probabilities [B, C, *S], fp32."""
 
     def all_sum(self, sums: Tensor) -> Tensor:
         """Sum over ranks, the other ranks' part detached."""
@@ -132,7 +148,7 @@ class Segmenter(Protocol):
     def sweep(
         self,
         case: WholeCase,
-        outputs: Callable[[Tensor], Tensor],
+        outputs: Callable[[View], Tensor],
         decide: Callable[[Tensor], Tensor],
         keep: Callable[[int, Tensor], None] | None = None,
     ) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ MAX_LINES = 400
 
 RANK = {
     "errors": 0, "anatomy": 0, "batch": 0, "files": 0, "strict_yaml": 0, "processes": 0,
-    "volumes": 1, "losses": 1, "priors": 1, "metrics": 1, "networks": 1,
+    "checkpoints": 1, "volumes": 1, "losses": 1, "priors": 1, "metrics": 1, "networks": 1,
     "data": 2, "inference": 2,
     "methods": 3, "runtime": 3,
     "curriculum": 4, "report": 4,

@@ -6,7 +6,6 @@ eyes what ranks hold, and does not take the product's word for it.
 
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from organseg.batch import View
 from organseg.curriculum import Curriculum
 from organseg.curriculum.scores import ConfidenceModule, LearnedConfidence, MaximumClassProbability, Scorer
 from organseg.errors import IntegrityError
@@ -85,11 +85,11 @@ class WatchedProbability(MaximumClassProbability):
     """Notes each slab of slices that a rank relabels, one line of `slabs-<rank>.txt`."""
 
     def scorer(self, method: Any, learner: L.LightningModule | None) -> Scorer:
-        score: Callable[[Tensor], Tensor] = super().scorer(method, learner)
+        score: Scorer = super().scorer(method, learner)
 
-        def watched(image: Tensor) -> Tensor:
+        def watched(view: View) -> Tensor:
             with (folder() / f"slabs-{method.trainer.global_rank}.txt").open("a") as file:
-                file.write(hashlib.sha256(image.cpu().numpy().tobytes()).hexdigest() + "\n")
-            return score(image)
+                file.write(hashlib.sha256(view["image"].cpu().numpy().tobytes()).hexdigest() + "\n")
+            return score(view)
 
         return watched

@@ -6,9 +6,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from organseg.checkpoints import load_checkpoint
 from organseg.errors import IntegrityError
 from organseg.methods.base import SegmentationModule
-from organseg.runtime.checkpoint_io import load_checkpoint
 from organseg.volumes import Preprocessing
 
 TRUSTED = [

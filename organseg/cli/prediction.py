@@ -23,13 +23,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from organseg.batch import WholeCase
+from organseg.checkpoints import verify_checkpoint
 from organseg.cli.modules import load_module
 from organseg.cli.training import quieten
 from organseg.errors import Fault, InputError, StorageError, UsageError
 from organseg.files import publish_text, sha256_of
 from organseg.methods.base import SegmentationModule
 from organseg.methods.ensemble import AS_IT_IS, AUGMENTED, Ensemble
-from organseg.runtime.checkpoint_io import verify_checkpoint
 from organseg.runtime.precision import affordable_precision
 from organseg.volumes import (
     AffineSource,

@@ -24,6 +24,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from organseg.checkpoints import load_checkpoint
 from organseg.cli.configs import expand
 from organseg.cli.modules import TRUSTED, build_module
 from organseg.curriculum import Curriculum
@@ -31,7 +32,7 @@ from organseg.data.coverage import coverage
 from organseg.errors import IntegrityError, Interrupted, OrgansegError, UsageError
 from organseg.methods.base import SegmentationModule
 from organseg.processes import keep_freed_memory
-from organseg.runtime.checkpoint_io import AtomicCheckpointIO, load_checkpoint, newest_good, publish_copy
+from organseg.runtime.checkpoint_io import AtomicCheckpointIO, newest_good, publish_copy
 from organseg.runtime.metrics_log import MetricsLog, StepOffset
 from organseg.runtime.pace import Pace
 from organseg.runtime.precision import BF16, affordable_precision

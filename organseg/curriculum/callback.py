@@ -22,6 +22,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from organseg.batch import RelabelSource
+from organseg.checkpoints import load_checkpoint, verify_checkpoint
 from organseg.curriculum.journal import Entry, Journal, digest_of
 from organseg.curriculum.quality import report_round
 from organseg.curriculum.relabel import Relabelling, Round, StopBetweenCases
@@ -31,7 +32,7 @@ from organseg.data.pseudo_labels import PSEUDO_LABELS, path_of, read_round_heade
 from organseg.data.sealed import verify_sealed
 from organseg.errors import IntegrityError, NumericsError, UsageError
 from organseg.methods.base import SegmentationModule
-from organseg.runtime.checkpoint_io import load_checkpoint, newest_good, publish_copy, verify_checkpoint
+from organseg.runtime.checkpoint_io import newest_good, publish_copy
 from organseg.runtime.run_folder import RunFolder
 
 Kind = Literal["train", "confidence", "relabel"]

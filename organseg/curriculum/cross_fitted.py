@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
-from organseg.batch import IGNORE, Batch, Segmenter
+from organseg.batch import IGNORE, Batch, Segmenter, View
 from organseg.curriculum.scores import Score, Scorer
 from organseg.errors import UsageError
 from organseg.methods.base import SegmentationModule
@@ -50,9 +50,9 @@ class CrossFittedConfidence(Score):
         assert isinstance(learner, Judges)
         judges = learner
 
-        def score(image: Tensor) -> Tensor:
-            probs = method.probabilities(image)
-            others = judges.first.probabilities(image) + judges.second.probabilities(image)
+        def score(view: View) -> Tensor:
+            probs = method.probabilities(view)
+            others = judges.first.probabilities(view) + judges.second.probabilities(view)
             return torch.cat([probs, (probs + others) / 3], dim=1)
 
         return score

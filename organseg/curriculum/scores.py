@@ -16,14 +16,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from organseg.batch import Batch, Segmenter
+from organseg.batch import Batch, Segmenter, View
 from organseg.errors import UsageError
 from organseg.losses import confidence_loss
 from organseg.methods.base import SegmentationModule
 from organseg.networks import ConfidenceHead
 
-Scorer = Callable[[Tensor], Tensor]
-"""Normalised images [B, C, *S] -> [B, 2K, *S]: probabilities of the K organs, then their scores."""
+Scorer = Callable[[View], Tensor]
+"""Images [B, C, *S] -> [B, 2K, *S]: probabilities of the K organs, then their scores."""
 
 
 class Score(ABC):
@@ -60,8 +60,8 @@ class MaximumClassProbability(Score):
     def scorer(self, method: Segmenter, learner: L.LightningModule | None) -> Scorer:
         """Probabilities are their own scores."""
 
-        def score(image: Tensor) -> Tensor:
-            probs = method.probabilities(image)
+        def score(view: View) -> Tensor:
+            probs = method.probabilities(view)
             return torch.cat([probs, probs], dim=1)
 
         return score
@@ -112,8 +112,8 @@ class LearnedConfidence(Score):
         """Probabilities of the method, confidences of the learner."""
         assert isinstance(learner, ConfidenceModule)
 
-        def score(image: Tensor) -> Tensor:
-            return torch.cat(learner.probabilities_and_confidence(image), dim=1)
+        def score(view: View) -> Tensor:
+            return torch.cat(learner.probabilities_and_confidence(view), dim=1)
 
         return score
 
@@ -154,16 +154,16 @@ class ConfidenceModule(L.LightningModule):
         confidence: Tensor = self.head(self.features.features(image))
         return confidence
 
-    def probabilities_and_confidence(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def probabilities_and_confidence(self, view: View) -> tuple[Tensor, Tensor]:
         """What relabelling needs of a batch, in the trainer's precision."""
-        probs = self.method.probabilities(image)
+        probs = self.method.probabilities(view)
         with self.trainer.precision_plugin.forward_context():
-            return probs, self.confidence(image)
+            return probs, self.confidence(view["image"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """METHOD.md 1.6, equation 3.3; multiplied by the world size because DDP averages gradients."""
         with torch.no_grad():
-            probs = self.method.probabilities(batch["image"])
+            probs = self.method.probabilities(batch)
         loss = confidence_loss(
             self.confidence(batch["image"]),
             probs,

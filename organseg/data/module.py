@@ -85,6 +85,10 @@ class CaseDataModule(L.LightningDataModule):
         """Of everything that training and test may see: changes with any voxel, annotation or split."""
         return self.cohort.content_hash
 
+    def training_cases(self) -> "WholeCases":
+        """The training cases on the working grid, read one by one; their truth is what they annotate."""
+        return WholeCases(self.cohort.train, self.preprocessing, on_source_grid=False)
+
     def case_keys(self, stage: str) -> tuple[str, ...]:
         """Keys of the whole cases of a stage, in the order of their numbers."""
         return tuple(case.key for case in self._cases(stage))

@@ -7,13 +7,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from organseg.batch import WholeCase
+from organseg.batch import View, WholeCase
 from organseg.inference.slabs import Keep, decided
+from organseg.inference.view import view_of
 
 
 def segment_slices(
     case: WholeCase,
-    probabilities: Callable[[Tensor], Tensor],
+    probabilities: Callable[[View], Tensor],
     decide: Callable[[Tensor], Tensor],
     *,
     device: torch.device,
@@ -24,7 +25,7 @@ def segment_slices(
 
     Args:
         case: The case; `case.shape` is the wanted grid.
-        probabilities: Normalised slices [b, 1, H, W] -> probabilities [b, C, H, W].
+        probabilities: Slices [b, 1, H, W] -> probabilities [b, C, H, W].
         decide: Probabilities [b, C, Y, X] -> labels [b, Y, X].
         device: Where the network is.
         batch_size: Slices that the network sees at a time.
@@ -37,7 +38,8 @@ def segment_slices(
     def planes() -> Iterator[Tensor]:
         for start in range(0, len(case.image), batch_size):
             images = torch.from_numpy(case.normalise(case.image[start : start + batch_size])).unsqueeze(1)
-            yield from probabilities(images.to(device)).float()
+            corners = [(start + z, 0, 0) for z in range(len(images))]
+            yield from probabilities(view_of(case, images, corners, device)).float()
 
     with torch.inference_mode():
         return decided(case, planes(), decide, keep)

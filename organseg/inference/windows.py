@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from organseg.batch import WholeCase
+from organseg.batch import View, WholeCase
 from organseg.inference.slabs import Keep, decided
+from organseg.inference.view import view_of
 
 
 def segment_windows(
     case: WholeCase,
-    probabilities: Callable[[Tensor], Tensor],
+    probabilities: Callable[[View], Tensor],
     decide: Callable[[Tensor], Tensor],
     *,
     device: torch.device,
@@ -29,7 +30,7 @@ def segment_windows(
 
     Args:
         case: The case, with its `window`; where it is shorter, it lies in the window's middle as in training.
-        probabilities: Normalised patches [1, 1, D, H, W] -> probabilities [1, C, D, H, W].
+        probabilities: Patches [1, 1, D, H, W] -> probabilities [1, C, D, H, W].
         decide: Probabilities [b, C, Y, X] -> labels [b, Y, X].
         device: Where the network is.
         overlap: Least share of a window that the next one along an axis sees again.
@@ -46,7 +47,7 @@ def segment_windows(
 def _planes(
     case: WholeCase,
     window: Sequence[int],
-    probabilities: Callable[[Tensor], Tensor],
+    probabilities: Callable[[View], Tensor],
     device: torch.device,
     overlap: float,
 ) -> Iterator[Tensor]:
@@ -69,7 +70,9 @@ def _planes(
         for y, x in product(*starts[1:]):
             patch = case.normalise(case.image[z : z + depth, y : y + height, x : x + width])
             patch = np.pad(patch, around, constant_values=case.floor)
-            probs = probabilities(torch.from_numpy(patch)[None, None].to(device))[0].float()[:, *inner]
+            corner = [low - more for low, more in zip((z, y, x), before, strict=True)]
+            view = view_of(case, torch.from_numpy(patch)[None, None], [corner], device)
+            probs = probabilities(view)[0].float()[:, *inner]
             if held is None:
                 held = torch.zeros(depth, len(probs), *shape[1:], device=device)
             held[:, :, y : y + height, x : x + width] += (probs * weight).transpose(0, 1)

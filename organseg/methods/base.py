@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from organseg.batch import Batch, CaseSource, WholeCase
+from organseg.batch import Batch, CaseSource, View, WholeCase
 from organseg.errors import UsageError
 from organseg.inference import segment_slices, segment_windows
 from organseg.losses import deep_supervision
@@ -72,8 +72,8 @@ class SegmentationModule(L.LightningModule):
         """Scalar loss of a batch, over all ranks; see `all_sum`."""
         raise NotImplementedError
 
-    def activate(self, logits: Tensor) -> Tensor:
-        """Logits [B, C, *S] -> probabilities."""
+    def activate(self, logits: Tensor, view: View) -> Tensor:
+        """Logits [B, C, *S] of a view -> probabilities."""
         raise NotImplementedError
 
     def decide(self, probs: Tensor) -> Tensor:
@@ -145,11 +145,11 @@ class SegmentationModule(L.LightningModule):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def probabilities(self, image: Tensor) -> Tensor:
-        """Normalised slices or patches [B, 1, *S] -> probabilities [B, C, *S], fp32."""
+    def probabilities(self, view: View) -> Tensor:
+        """Slices or patches [B, 1, *S] -> probabilities [B, C, *S], fp32."""
         with self.trainer.precision_plugin.forward_context():
-            logits = self.network(image.contiguous(memory_format=self.memory_format))
-        return self.activate(logits.float())
+            logits = self.network(view["image"].contiguous(memory_format=self.memory_format))
+        return self.activate(logits.float(), view)
 
     def segment(self, case: WholeCase, keep: Callable[[int, Tensor], None] | None = None) -> NDArray[np.uint8]:
         """Labels [Z, Y, X] on the case's wanted grid."""
@@ -158,7 +158,7 @@ class SegmentationModule(L.LightningModule):
     def sweep(
         self,
         case: WholeCase,
-        outputs: Callable[[Tensor], Tensor],
+        outputs: Callable[[View], Tensor],
         decide: Callable[[Tensor], Tensor],
         keep: Callable[[int, Tensor], None] | None = None,
     ) -> NDArray[np.uint8]:

@@ -9,30 +9,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from organseg.batch import WholeCase
+from organseg.batch import View, WholeCase
 from organseg.errors import UsageError
 from organseg.methods.base import SegmentationModule
 
-View = tuple[float, int, int]
+Change = tuple[float, int, int]
 """Gain of the normalised intensities, and pixels that rows and columns are moved by."""
 
-AS_IT_IS: tuple[View, ...] = ((1.0, 0, 0),)
-AUGMENTED: tuple[View, ...] = ((1.0, 0, 0), (1.0, 3, 5), (1.0, -5, -3), (0.85, 2, -4), (1.15, -2, 4))
+AS_IT_IS: tuple[Change, ...] = ((1.0, 0, 0),)
+AUGMENTED: tuple[Change, ...] = ((1.0, 0, 0), (1.0, 3, 5), (1.0, -5, -3), (0.85, 2, -4), (1.15, -2, 4))
 """Test-time augmentation: within the ranges of the training's, and without flips."""
 
 
 class Ensemble(L.LightningModule):
-    """Mean probabilities of its members over all views.
+    """Mean probabilities of its members over all changes of what they see.
 
     Args:
         members: Methods with the same organs, grid and kind of network; their weights and normalisation may differ.
-        views: In which each of them sees a scan.
+        changes: With each of which each of them sees a scan.
 
     Raises:
         UsageError: If the members do not fit together.
     """
 
-    def __init__(self, members: Sequence[SegmentationModule], views: Sequence[View] = AS_IT_IS) -> None:
+    def __init__(self, members: Sequence[SegmentationModule], changes: Sequence[Change] = AS_IT_IS) -> None:
         super().__init__()
         first = members[0]
         for number, member in enumerate(members[1:], start=2):
@@ -43,7 +43,7 @@ class Ensemble(L.LightningModule):
             if given != expected:
                 raise UsageError(f"checkpoint {number} does not fit the first: found {given}, expected {expected}")
         self.members = nn.ModuleList(members)
-        self.views = tuple(views)
+        self.changes = tuple(changes)
         self.organs = first.organs
         self.preprocessing = first.preprocessing
 
@@ -52,16 +52,21 @@ class Ensemble(L.LightningModule):
         for member in self._methods():
             member.trainer = self.trainer
 
-    def probabilities(self, image: Tensor) -> Tensor:
+    def probabilities(self, view: View) -> Tensor:
         """Images [B, 1, *S], normalised as for the first member -> mean probabilities [B, C, *S], fp32."""
         total: Tensor | None = None
         for member in self._methods():
-            own = self._renormalised(image, member)
-            for gain, down, across in self.views:
-                probs = shifted(member.probabilities(shifted(gain * own, down, across)), -down, -across)
+            own = self._renormalised(view["image"], member)
+            for gain, down, across in self.changes:
+                seen: View = {
+                    **view,
+                    "image": shifted(gain * own, down, across),
+                    "index_to_mm": moved(view["index_to_mm"], down, across),
+                }
+                probs = shifted(member.probabilities(seen), -down, -across)
                 total = probs if total is None else total + probs
         assert total is not None
-        return total / (len(self.members) * len(self.views))
+        return total / (len(self.members) * len(self.changes))
 
     def segment(self, case: WholeCase, keep: Callable[[int, Tensor], None] | None = None) -> NDArray[np.uint8]:
         """Labels [Z, Y, X] on the case's wanted grid."""
@@ -93,6 +98,13 @@ def shifted(image: Tensor, down: int, across: int) -> Tensor:
         length = image.shape[axis]
         image = image.index_select(axis, (torch.arange(length, device=image.device) - shift).clamp(0, length - 1))
     return image
+
+
+def moved(index_to_mm: Tensor, down: int, across: int) -> Tensor:
+    """[B, 4, 4] of images that `shifted` moved."""
+    change = torch.eye(4, device=index_to_mm.device, dtype=index_to_mm.dtype)
+    change[1, 3], change[2, 3] = -down, -across
+    return index_to_mm @ change
 
 
 def _window(member: SegmentationModule) -> object:

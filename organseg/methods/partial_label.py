@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from organseg.batch import Batch
+from organseg.batch import Batch, View
 from organseg.losses import Balance, partial_label_loss
 from organseg.methods.base import NetworkFactory, SegmentationModule, adam
 from organseg.networks import UNet
@@ -75,7 +75,7 @@ class PartialLabelModule(SegmentationModule):
             all_sum=self.all_sum,
         )
 
-    def activate(self, logits: Tensor) -> Tensor:
+    def activate(self, logits: Tensor, view: View) -> Tensor:
         """Sigmoid."""
         return torch.sigmoid(logits)
 

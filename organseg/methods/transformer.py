@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from organseg.batch import Batch
+from organseg.batch import Batch, View
 from organseg.errors import UsageError
 from organseg.losses import marginal_loss
 from organseg.methods.base import SegmentationModule, adam
@@ -66,7 +66,7 @@ class TransformerModule(SegmentationModule):
         """Marginal cross-entropy and Dice, normalised over all ranks."""
         return marginal_loss(logits, batch["label"], batch["annotated"], dice=self.dice, all_sum=self.all_sum)
 
-    def activate(self, logits: Tensor) -> Tensor:
+    def activate(self, logits: Tensor, view: View) -> Tensor:
         """Softmax."""
         return torch.softmax(logits, dim=1)
 

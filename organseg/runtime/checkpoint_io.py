@@ -6,14 +6,13 @@ list before the new file takes the name, so that a kill between the two never ma
 
 import hashlib
 import io
-import os
-import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from organseg.checkpoints import hash_file, listed, load_checkpoint, verify_checkpoint
 from organseg.errors import IntegrityError
 from organseg.files import publish, publish_link, publish_text, sha256_of
 
@@ -47,10 +46,9 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(content).hexdigest()
     current = sha256_of(path) if path.exists() else ""
-    listed = _listed(path)
-    if current and current in listed:
+    if current and current in listed(path):
         previous = path.with_name("previous.ckpt")
-        _publish_list(previous, [current, *_listed(previous)[:1]])
+        _publish_list(previous, [current, *listed(previous)[:1]])
         publish_link(path, previous)
         _publish_list(previous, [current])
     _publish_list(path, [digest, current] if current else [digest])
@@ -71,7 +69,7 @@ def publish_copy(source: Path, target: Path) -> None:
     digest = verify_checkpoint(source)
     content = source.read_bytes()
     target.parent.mkdir(parents=True, exist_ok=True)
-    _publish_list(target, [digest, *_listed(target)[:1]])
+    _publish_list(target, [digest, *listed(target)[:1]])
 
     def write(file: BinaryIO) -> None:
         file.write(content)
@@ -80,61 +78,8 @@ def publish_copy(source: Path, target: Path) -> None:
     _publish_list(target, [digest])
 
 
-def _hash_file(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _listed(path: Path) -> list[str]:
-    try:
-        return _hash_file(path).read_text().split()
-    except OSError:
-        return []
-
-
 def _publish_list(path: Path, digests: list[str]) -> None:
-    publish_text(_hash_file(path), "".join(f"{digest}\n" for digest in digests))
-
-
-def verify_checkpoint(path: Path) -> str:
-    """The sha256 of a checkpoint file, if it is undamaged.
-
-    A file that was copied without its list is checked by the CRCs of its own records.
-
-    Raises:
-        IntegrityError: If it is missing or damaged.
-    """
-    try:
-        digest = sha256_of(path)
-    except OSError as error:
-        raise IntegrityError(f"{path}: no readable checkpoint ({error.strerror}); check --ckpt_path") from error
-    listed = _listed(path)
-    if listed and digest not in listed:
-        raise IntegrityError(f"{path}: damaged: its sha256 is {digest}, expected {' or '.join(listed)}")
-    if not listed:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                broken = archive.testzip()
-        except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
-            raise IntegrityError(f"{path}: no checkpoint ({error})") from error
-        if broken:
-            raise IntegrityError(f"{path}: damaged: the record {broken} does not match its checksum")
-    return digest
-
-
-def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Load a verified checkpoint: tensors and plain values, never code.
-
-    Raises:
-        IntegrityError: If it is damaged, or holds anything else.
-    """
-    if os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
-        raise IntegrityError("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set, which lets checkpoints run code; unset it")
-    verify_checkpoint(path)
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:
-        raise IntegrityError(f"{path}: holds more than tensors and plain values, refused ({error})") from error
-    return checkpoint
+    publish_text(hash_file(path), "".join(f"{digest}\n" for digest in digests))
 
 
 def newest_good(folder: Path) -> tuple[Path | None, list[str]]:

@@ -6,6 +6,7 @@ long as in float32.
 
 import os
 import sys
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ BF16 = "bf16-mixed"
 FP32 = "32-true"
 
 
-def affordable_precision(precision: str | int | None, accelerator: object) -> str | int | None:
+def affordable_precision(precision: Any, accelerator: Any) -> Any:
     """The precision to compute in; `32-true` where `bf16-mixed` would be computed in software, and that is said.
 
     Args:

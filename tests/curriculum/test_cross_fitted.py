@@ -4,6 +4,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from shown import shown
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -98,8 +99,8 @@ def test_the_score_is_the_mean_of_three():
         module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_steps=1)
         nn.init.normal_(module.network.head.weight)
     image = torch.randn(2, 1, 8, 8)
-    both = score.scorer(method, judges)(image)
-    probs = [module.probabilities(image) for module in (method, judges.first, judges.second)]
+    both = score.scorer(method, judges)(shown(image))
+    probs = [module.probabilities(shown(image)) for module in (method, judges.first, judges.second)]
     torch.testing.assert_close(both[:, :2], probs[0])
     torch.testing.assert_close(both[:, 2:], torch.stack(probs).mean(0))
     assert not torch.allclose(both[:, :2], both[:, 2:])

@@ -3,6 +3,7 @@
 import lightning as L
 import pytest
 import torch
+from shown import shown
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -79,7 +80,7 @@ def test_it_learns_the_true_class_probability():
     runner.fit(learner, DataLoader([batch] * 400, batch_size=None))
     method.eval(), learner.eval()
     with torch.no_grad():
-        probs, confidence = learner.probabilities_and_confidence(image)
+        probs, confidence = learner.probabilities_and_confidence(shown(image))
     truth = torch.stack([label == 1, label == 2], 1)
     target = torch.where(truth, probs, 1 - probs)
     assert (confidence - target).square().mean() < 0.3 * target.var()
@@ -88,7 +89,7 @@ def test_it_learns_the_true_class_probability():
 def test_mcp_is_the_probability_itself():
     method = PartialLabelModule(["liver", "spleen"], small)
     method.trainer = trainer()
-    both = MaximumClassProbability().scorer(method, None)(torch.randn(1, 1, 8, 8))
+    both = MaximumClassProbability().scorer(method, None)(shown(torch.randn(1, 1, 8, 8)))
     assert both.shape == (1, 4, 8, 8) and torch.equal(both[:, :2], both[:, 2:])
     assert MaximumClassProbability().learner(method, None, {}) is None and MaximumClassProbability.steps == 0
 

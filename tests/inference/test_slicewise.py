@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from organseg.batch import WholeCase
+from organseg.batch import View, WholeCase
 from organseg.inference import segment_slices
 from organseg.volumes import Normalisation
 
@@ -28,17 +28,21 @@ def case_of(image: np.ndarray, shape: tuple[int, int, int] | None = None, normal
     )
 
 
-def one_hot(image: torch.Tensor) -> torch.Tensor:
+def one_hot(view: View) -> torch.Tensor:
     """[b, 1, H, W] of integers 0..3 -> probabilities [b, 4, H, W]."""
-    return (image == torch.arange(4.0).view(1, 4, 1, 1)).float()
+    return (view["image"] == torch.arange(4.0).view(1, 4, 1, 1)).float()
 
 
 def most(probs: torch.Tensor) -> torch.Tensor:
     return probs.argmax(dim=1)
 
 
-def network(image: torch.Tensor) -> torch.Tensor:
+def network(view: View) -> torch.Tensor:
     """Smooth probabilities of three classes, each slice by itself."""
+    return smooth(view["image"])
+
+
+def smooth(image: torch.Tensor) -> torch.Tensor:
     return torch.cat([torch.sigmoid(image * 2), torch.sigmoid(1 - image), torch.sigmoid(image.square() - 1)], dim=1)
 
 
@@ -73,7 +77,7 @@ def test_resampling_is_that_of_the_whole_volume_at_once(shape, batch_size):
         batch_size=batch_size,
         keep=lambda _, p: kept.append(p.clone()),
     )
-    whole = network(torch.from_numpy(image).unsqueeze(1))  # [Z, C, Y, X]
+    whole = smooth(torch.from_numpy(image).unsqueeze(1))  # [Z, C, Y, X]
     # Linear along z and in the plane, borders on borders: F.interpolate does all axes of a volume at once.
     expected = F.interpolate(whole.transpose(0, 1)[None], shape, mode="trilinear", align_corners=False)[0]
     found = torch.cat(kept).transpose(0, 1)
@@ -108,10 +112,10 @@ def test_the_network_sees_every_slice_once_normalised(slices):
     normalise = Normalisation((-160.0, 300.0), 20.0, 90.0)
     seen = []
 
-    def look(batch: torch.Tensor) -> torch.Tensor:
-        assert batch.dtype == torch.float32 and len(batch) <= 16
-        seen.append(batch[:, 0].clone())
-        return network(batch)
+    def look(view: View) -> torch.Tensor:
+        assert view["image"].dtype == torch.float32 and len(view["image"]) <= 16
+        seen.append(view["image"][:, 0].clone())
+        return network(view)
 
     segment_slices(case_of(image, (2 * slices, 4, 4), normalise), look, most, device=CPU)
     assert torch.equal(torch.cat(seen), torch.from_numpy(normalise(image)))
@@ -125,9 +129,9 @@ def peak_of_live_outputs(have: int, want: int) -> int:
         nonlocal alive
         alive -= count
 
-    def count(batch: torch.Tensor) -> torch.Tensor:
+    def count(view: View) -> torch.Tensor:
         nonlocal alive, peak
-        output = network(batch).numpy()  # the tensor made of it keeps this array alive, and every view does
+        output = network(view).numpy()  # the tensor made of it keeps this array alive, and every view does
         weakref.finalize(output, forget, len(output))
         alive += len(output)
         peak = max(peak, alive)
@@ -152,3 +156,22 @@ def test_decisions_may_be_any_integers():
 
     preds = segment_slices(case_of(np.zeros((3, 4, 4), np.float32)), network, decide, device=CPU)
     assert preds.dtype == np.uint8 and (preds == 255).all()
+
+
+def test_the_network_is_told_where_its_slices_lie():
+    """In mm from the first voxel of the working grid, whatever grid is wanted."""
+    seen = []
+
+    def look(view: View) -> torch.Tensor:
+        seen.append(view)
+        return network(view)
+
+    case = case_of(np.zeros((20, 4, 6), np.float32), (40, 4, 3))
+    case.spacing, case.centre = (2.5, 0.5, 4.0), np.array([[10.0, 2, 3], [np.nan] * 3])
+    segment_slices(case, look, most, device=CPU)
+    assert [view["case"] for view in seen] == [["tiny/case0"] * 16, ["tiny/case0"] * 4]
+    places = torch.cat([view["index_to_mm"] for view in seen])
+    assert torch.equal(places @ torch.tensor([0.0, 2, 3, 1]), torch.tensor([[5.0 * z, 1, 6, 1] for z in range(20)]))
+    centres = torch.cat([view["centre"] for view in seen])
+    assert centres.shape == (20, 2, 3) and (centres[:, 0] == torch.tensor([10.0, 2, 3])).all()
+    assert centres[:, 1].isnan().all()

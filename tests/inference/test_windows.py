@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference.test_slicewise import CPU, case_of, most
 
+from organseg.batch import View
 from organseg.inference import segment_windows
 from organseg.inference.windows import bell, window_starts
 
@@ -18,9 +19,9 @@ def windowed(image: np.ndarray, window, shape=None):
     return case
 
 
-def one_hot(image: torch.Tensor) -> torch.Tensor:
+def one_hot(view: View) -> torch.Tensor:
     """[b, 1, D, H, W] of integers 0..3 -> probabilities [b, 4, D, H, W]."""
-    return (image == torch.arange(4.0).view(1, 4, 1, 1, 1)).float()
+    return (view["image"] == torch.arange(4.0).view(1, 4, 1, 1, 1)).float()
 
 
 @given(st.integers(1, 300), st.integers(1, 100), st.sampled_from([0.0, 0.25, 0.5, 0.75]))
@@ -45,7 +46,8 @@ def test_a_network_that_sees_single_voxels_is_not_changed(window, overlap):
 def test_the_weighted_mean_of_overlapping_windows_by_hand():
     seen = []
 
-    def network(patch: torch.Tensor) -> torch.Tensor:
+    def network(view: View) -> torch.Tensor:
+        patch = view["image"]
         seen.append(patch[0, 0, :, 0, 0].tolist())
         return torch.full((1, 1, *patch.shape[2:]), float(len(seen)))
 
@@ -66,8 +68,8 @@ def test_equals_the_whole_volume_computed_at_once(shape):
     torch.manual_seed(0)
     conv = torch.nn.Conv3d(1, 3, 1)
 
-    def network(patch: torch.Tensor) -> torch.Tensor:
-        return conv(patch).softmax(1)
+    def network(view: View) -> torch.Tensor:
+        return conv(view["image"]).softmax(1)
 
     image = np.random.default_rng(1).normal(size=(13, 10, 9)).astype(np.float32)
     kept = []
@@ -75,7 +77,7 @@ def test_equals_the_whole_volume_computed_at_once(shape):
         windowed(image, (6, 5, 9), shape), network, most, device=CPU, keep=lambda _, probs: kept.append(probs.clone())
     )
     with torch.no_grad():
-        whole = network(torch.from_numpy(image)[None, None])
+        whole = conv(torch.from_numpy(image)[None, None]).softmax(1)
     expected = F.interpolate(whole, shape, mode="trilinear", align_corners=False)[0]
     assert torch.allclose(torch.cat(kept).transpose(0, 1), expected, atol=1e-5)
 
@@ -83,9 +85,9 @@ def test_equals_the_whole_volume_computed_at_once(shape):
 def test_a_short_case_is_seen_as_in_training_with_air_around():
     seen = []
 
-    def network(patch: torch.Tensor) -> torch.Tensor:
-        seen.append(patch.clone())
-        return one_hot(patch)
+    def network(view: View) -> torch.Tensor:
+        seen.append(view["image"].clone())
+        return one_hot(view)
 
     labels = np.random.default_rng(2).integers(1, 4, (3, 9, 4)).astype(np.int16)
     case = windowed(labels, (6, 5, 4))
@@ -104,3 +106,24 @@ def test_what_is_held_does_not_grow_with_the_length_of_the_scan(monkeypatch):
         segment_windows(windowed(np.zeros((length, 6, 5), np.float32), (8, 4, 4)), one_hot, most, device=CPU)
     volumes = [size for size in made if len(size) == 4]
     assert volumes == [(8, 4, 6, 5)] * 2
+
+
+@pytest.mark.parametrize("window", [(4, 3, 5), (20, 16, 16)])
+def test_the_network_is_told_where_its_windows_lie(window):
+    """Each voxel's value is its own index: what the network is told must say the same."""
+    shape, spacing = (13, 9, 11), (3.0, 0.5, 2.0)
+    image = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+    def look(view: View) -> torch.Tensor:
+        patch = view["image"]
+        index = torch.stack(torch.meshgrid(*map(torch.arange, patch.shape[2:]), indexing="ij"), dim=-1).float()
+        mm = index @ view["index_to_mm"][0, :3, :3].T + view["index_to_mm"][0, :3, 3]
+        z, y, x = (mm / torch.tensor(spacing)).round().long().unbind(-1)
+        inside = patch[0, 0] >= 0
+        assert inside.sum() == min(inside.numel(), image.size)
+        assert torch.equal(patch[0, 0][inside], ((z * 9 + y) * 11 + x)[inside].float())
+        return patch.expand(-1, 2, -1, -1, -1)
+
+    case = windowed(image, window)
+    case.spacing, case.floor = spacing, -1.0
+    segment_windows(case, look, most, device=CPU)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from toy import TOY, organseg
 
-from organseg.runtime.checkpoint_io import load_checkpoint, save_checkpoint
+from organseg.checkpoints import load_checkpoint
+from organseg.runtime.checkpoint_io import save_checkpoint
 
 pytestmark = pytest.mark.skipif(not os.environ.get("ORGANSEG_TEST_DATA"), reason="ORGANSEG_TEST_DATA is not set")
 CONFIG = Path(__file__).parents[2] / "configs" / "experiment" / "btcv_30_inerrant0.yaml"

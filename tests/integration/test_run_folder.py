@@ -16,7 +16,7 @@ def finished(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     command = ["fit", "--config", CONFIG, "--data.init_args.cache", toy / "cache", "--out", run, *TOY,
                "--trainer.max_steps=4", "--trainer.val_check_interval=2", "--data.init_args.val_share=0.3",
                "--data.init_args.label_share=1.0"]  # fmt: skip
-    organseg(*command)
+    organseg(*command, "--trainer.precision=32-true")
     return run, command
 
 
@@ -40,7 +40,7 @@ def test_validate_prints_what_training_logged_last(finished: tuple[Path, list[ob
 def test_finished_run_says_so_and_stays_as_it_is(finished: tuple[Path, list[object]]) -> None:
     run, command = finished
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    done = organseg(*command)
+    done = organseg(*command, "--trainer.precision=bf16-mixed")  # it goes on in what it was begun in
     assert "finished" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 

@@ -4,11 +4,12 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from shown import shown
 
 from organseg.batch import WholeCase
 from organseg.errors import UsageError
 from organseg.methods import PartialLabelModule
-from organseg.methods.ensemble import AUGMENTED, Ensemble, shifted
+from organseg.methods.ensemble import AUGMENTED, Ensemble, moved, shifted
 from organseg.networks import UNet
 from organseg.volumes import Normalisation, Preprocessing, WorkingGrid
 
@@ -36,7 +37,7 @@ def test_the_mean_of_the_members():
     ensemble = attached(Ensemble(members))
     with torch.no_grad():
         expected = sum(one.network(image).sigmoid() for one in members) / 3
-        assert torch.allclose(ensemble.probabilities(image), expected, atol=1e-6)
+        assert torch.allclose(ensemble.probabilities(shown(image)), expected, atol=1e-6)
 
 
 def test_each_member_sees_its_own_normalisation():
@@ -45,7 +46,7 @@ def test_each_member_sees_its_own_normalisation():
     with torch.no_grad():
         seen = [(hu - 10) / 80, (hu + 20) / 120]
         expected = sum(one.network(image).sigmoid() for one, image in zip(members, seen, strict=True)) / 2
-        assert torch.allclose(ensemble.probabilities(seen[0]), expected, atol=1e-5)
+        assert torch.allclose(ensemble.probabilities(shown(seen[0])), expected, atol=1e-5)
 
 
 def test_views_are_moved_there_and_back():
@@ -54,10 +55,18 @@ def test_views_are_moved_there_and_back():
     one.network.features = lambda image: image.expand(-1, 4, -1, -1)  # every pixel by itself: all views say the same
     ensemble = attached(Ensemble([one], [(1.0, 0, 0), (1.0, 3, -5), (1.0, -2, 5)]))
     with torch.no_grad():
-        assert torch.allclose(ensemble.probabilities(image), one.network(image).sigmoid(), atol=1e-6)
-        gained = attached(Ensemble([one], [(0.5, 0, 0)])).probabilities(image)
+        assert torch.allclose(ensemble.probabilities(shown(image)), one.network(image).sigmoid(), atol=1e-6)
+        gained = attached(Ensemble([one], [(0.5, 0, 0)])).probabilities(shown(image))
         assert torch.allclose(gained, one.network(0.5 * image).sigmoid(), atol=1e-6)
     assert len(AUGMENTED) == 5 and AUGMENTED[0] == (1.0, 0, 0)
+
+
+def test_what_is_moved_says_where_it_lies():
+    image = torch.arange(12.0).view(1, 1, 3, 4)
+    there = moved(torch.diag(torch.tensor([1.0, 2, 3, 1]))[None], 1, -2)[0]
+    # The pixel (2, 0) shows what was at (1, 2): 2 mm down, 6 mm across.
+    assert shifted(image, 1, -2)[0, 0, 2, 0] == image[0, 0, 1, 2]
+    assert (there @ torch.tensor([0.0, 2, 0, 1])).tolist() == [0, 2, 6, 1]
 
 
 def test_views_repeat_the_edge_and_nothing_wraps_around():

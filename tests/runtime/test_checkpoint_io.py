@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from organseg.checkpoints import load_checkpoint, verify_checkpoint
 from organseg.errors import IntegrityError, StorageError
-from organseg.runtime.checkpoint_io import load_checkpoint, newest_good, save_checkpoint, verify_checkpoint
+from organseg.runtime.checkpoint_io import newest_good, save_checkpoint
 
 
 def content(value: float) -> dict[str, object]:

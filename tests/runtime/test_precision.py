@@ -2,11 +2,8 @@
 
 import pytest
 
-from organseg.cli import run
-from organseg.cli.training import OrgansegCLI
 from organseg.runtime import precision
 from organseg.runtime.precision import affordable_precision
-from tests.toy import fit_words
 
 
 @pytest.mark.parametrize(("hardware", "found"), [(True, "bf16-mixed"), (False, "32-true")])
@@ -14,7 +11,9 @@ def test_bf16_in_software_is_replaced_and_that_is_said(monkeypatch, capsys, hard
     monkeypatch.setattr(precision, "bf16_in_hardware", lambda: hardware)
     assert affordable_precision("bf16-mixed", "cpu") == found
     said = capsys.readouterr().err
-    assert said == ("" if hardware else "organseg: this CPU has no bfloat16 arithmetic: 32-true instead of bf16-mixed\n")
+    assert said == (
+        "" if hardware else "organseg: this CPU has no bfloat16 arithmetic: 32-true instead of bf16-mixed\n"
+    )
 
 
 def test_what_else_is_asked_for_stays(monkeypatch, capsys):

@@ -1,0 +1,25 @@
+"""Spatial priors of organs: where an organ is around its centre, and how that enters an activation (METHOD.md 2)."""
+
+from organseg.priors.activation import prior_logits, prior_sigmoid, prior_softmax, with_background
+from organseg.priors.align import align
+from organseg.priors.build import Prior, build_prior, cropped
+from organseg.priors.placing import place
+from organseg.priors.position import Reference, coarse_centre, corrected_centre, drawn
+from organseg.priors.record import OrganPriors
+
+__all__ = [
+    "OrganPriors",
+    "Prior",
+    "Reference",
+    "align",
+    "build_prior",
+    "coarse_centre",
+    "corrected_centre",
+    "cropped",
+    "drawn",
+    "place",
+    "prior_logits",
+    "prior_sigmoid",
+    "prior_softmax",
+    "with_background",
+]
