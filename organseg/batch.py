@@ -139,6 +139,9 @@ class Segmenter(Protocol):
     """With `features` and `head`."""
     memory_format: Any
 
+    def inputs(self, view: View) -> Tensor:
+        """What the network sees of a view, [B, C, *S]."""
+
     def probabilities(self, view: View) -> Tensor:
         """Images [B, C, *S] -> probabilities [B, C, *S], fp32."""
 

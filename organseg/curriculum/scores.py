@@ -148,24 +148,23 @@ class ConfidenceModule(L.LightningModule):
             self.features.eval()
         return self
 
-    def confidence(self, image: Tensor) -> Tensor:
-        """Normalised images [B, C, *S] -> confidences [B, K, *S], fp32."""
-        image = image.contiguous(memory_format=self.method.memory_format)
-        confidence: Tensor = self.head(self.features.features(image))
+    def confidence(self, view: View) -> Tensor:
+        """Images [B, C, *S] -> confidences [B, K, *S], fp32."""
+        confidence: Tensor = self.head(self.features.features(self.method.inputs(view)))
         return confidence
 
     def probabilities_and_confidence(self, view: View) -> tuple[Tensor, Tensor]:
         """What relabelling needs of a batch, in the trainer's precision."""
         probs = self.method.probabilities(view)
         with self.trainer.precision_plugin.forward_context():
-            return probs, self.confidence(view["image"])
+            return probs, self.confidence(view)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """METHOD.md 1.6, equation 3.3; multiplied by the world size because DDP averages gradients."""
         with torch.no_grad():
             probs = self.method.probabilities(batch)
         loss = confidence_loss(
-            self.confidence(batch["image"]),
+            self.confidence(batch),
             probs,
             batch["label"],
             batch["annotated"],

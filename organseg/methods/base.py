@@ -80,6 +80,10 @@ class SegmentationModule(L.LightningModule):
         """Probabilities [B, C, *S] -> labels [B, *S]."""
         raise NotImplementedError
 
+    def inputs(self, view: View) -> Tensor:
+        """What the network sees of a view, [B, C, *S]."""
+        return view["image"].contiguous(memory_format=self.memory_format)
+
     # Training.
 
     def all_sum(self, sums: Tensor) -> Tensor:
@@ -92,7 +96,7 @@ class SegmentationModule(L.LightningModule):
 
     def batch_loss(self, batch: Batch) -> Tensor:
         """Loss of a batch, of all resolutions that the network has logits of."""
-        outputs = self.network(batch["image"].contiguous(memory_format=self.memory_format))
+        outputs = self.network(self.inputs(batch))
         return deep_supervision(self.loss)(outputs, batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -148,7 +152,7 @@ class SegmentationModule(L.LightningModule):
     def probabilities(self, view: View) -> Tensor:
         """Slices or patches [B, 1, *S] -> probabilities [B, C, *S], fp32."""
         with self.trainer.precision_plugin.forward_context():
-            logits = self.network(view["image"].contiguous(memory_format=self.memory_format))
+            logits = self.network(self.inputs(view))
         return self.activate(logits.float(), view)
 
     def segment(self, case: WholeCase, keep: Callable[[int, Tensor], None] | None = None) -> NDArray[np.uint8]:

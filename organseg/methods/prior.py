@@ -19,15 +19,21 @@ from torch.optim import Optimizer
 from organseg.batch import Batch, View, WholeCase
 from organseg.checkpoints import load_checkpoint
 from organseg.errors import UsageError
-from organseg.losses import Balance, partial_label_loss
+from organseg.losses import Balance
 from organseg.methods.base import NetworkFactory, adam
+from organseg.methods.coarse import coarse_weights
 from organseg.methods.organ_positions import Positioning, PriorGrid, learned_priors, true_centres, write_centres
 from organseg.methods.partial_label import PartialLabelModule
 from organseg.networks import UNet
-from organseg.priors import OrganPriors, place, prior_logits
-from organseg.volumes import Preprocessing
+from organseg.networks.guided import MapsAtBottleneck, go_on_from
+from organseg.priors import OrganPriors, place, positions, prior_logits
+from organseg.priors.activation import EPS
 
 Position = Literal["aligned", "naive", "true"]
+Use = Literal["activation", "input", "bottleneck", "coordinates"]
+
+DM = 100.0
+"""mm: coordinates that a network sees are of the order of 1."""
 
 
 class PriorModule(PartialLabelModule):
@@ -39,6 +45,11 @@ class PriorModule(PartialLabelModule):
         network: Makes the network from (in_channels, out_channels).
         coarse_network: Makes the coarse model's network, where it is another one.
         start: Weights that training starts from: those of the `coarse` model, or from `scratch`.
+        use: Where the prior enters: in the `activation` (the thesis); as log odds in further `input` channels or at the
+            `bottleneck`; or the voxel's `coordinates` from the middle of all found organs, in decimetres, as input
+            channels without a prior (CoordConv; Liu et al., 2018). Several can be combined.
+        prior: Checkpoint of another run of PriorModule whose priors are used, whatever its data; it must be of the same
+            `working_spacing`.
         bins: Of a prior along z; `all` gives each slice its own.
         floor: Least prior, so that no place is impossible.
         working_spacing: mm (z, y, x) of the grid that priors are built and organs are found on.
@@ -60,6 +71,8 @@ class PriorModule(PartialLabelModule):
         network: NetworkFactory = UNet,
         coarse_network: NetworkFactory | None = None,
         start: Literal["coarse", "scratch"] = "coarse",
+        use: Sequence[Use] = ("activation",),
+        prior: Path | None = None,
         bins: int | Literal["all"] = 5,
         floor: float = 1e-3,
         working_spacing: tuple[float, float, float] = (3.0, 2.0, 2.0),
@@ -72,7 +85,22 @@ class PriorModule(PartialLabelModule):
         dice: float = 1.0,
         channels_last: bool = True,
     ) -> None:
-        super().__init__(organs, network, optimizer, lr_decay, False, balance, dice, channels_last)
+        uses = set(use)
+        if len(uses & {"input", "bottleneck"}) > 1 or uses >= {"coordinates", "bottleneck"} or not uses:
+            raise UsageError(
+                f"model.init_args.use: {list(use)}: what a network sees enters in one place, as channels or below"
+            )
+        maps = len(organs) * bool(uses & {"input", "bottleneck"}) + 3 * ("coordinates" in uses)
+
+        def seeing(in_channels: int, out_channels: int) -> nn.Module:
+            if "bottleneck" in uses:
+                return MapsAtBottleneck(network, maps, out_channels)
+            return network(in_channels + maps, out_channels)
+
+        try:
+            super().__init__(organs, seeing, optimizer, lr_decay, False, balance, dice, channels_last)
+        except ValueError as error:
+            raise UsageError(f"model.init_args.use: {error}") from error
         if (bins != "all" and bins < 1) or not 0 < floor < 1 or min(working_spacing) <= 0 or references < 1:
             raise UsageError(
                 f"model.init_args: bins {bins} and references {references} must be at least 1, floor {floor} between "
@@ -83,6 +111,8 @@ class PriorModule(PartialLabelModule):
         given = (coarse_network or network)(1, len(organs))
         self.coarse = given.to(memory_format=self.memory_format).requires_grad_(False).eval()  # type: ignore[call-overload]
         self.coarse_checkpoint = coarse
+        self.prior_checkpoint = prior
+        self.use = uses
         self.start = start
         self.bins = bins
         self.floor = floor
@@ -120,51 +150,47 @@ class PriorModule(PartialLabelModule):
         """Build the priors and find all organs, unless a checkpoint brought them."""
         if self.known is None:
             self._load_coarse()
-            self.known = learned_priors(self.source.training_cases(), self.organs, self.positioning.grid, self.bins)
+            self.known = self._priors()
             self.centres = self._training_centres()
             if self.trainer.is_global_zero:
                 folder = Path(self.trainer.default_root_dir) / "prior"
                 write_centres(folder / "centres.csv", self.source.training_cases(), self.organs, self.centres)
 
-    def _load_coarse(self) -> None:
-        """Take the coarse model's weights.
+    def _priors(self) -> OrganPriors:
+        """Of the training cases, or of another run.
 
         Raises:
-            UsageError: If there is none, or it is of other organs, data, folds, hidden labels or preprocessing.
+            UsageError: If the other run has none, or on another grid.
         """
-        path = self.coarse_checkpoint
-        if path is None or not Path(path).exists():
+        if self.prior_checkpoint is None:
+            return learned_priors(self.source.training_cases(), self.organs, self.positioning.grid, self.bins)
+        state = load_checkpoint(Path(self.prior_checkpoint))["state_dict"].get("_extra_state")
+        if not state:
+            raise UsageError(f"model.init_args.prior: {self.prior_checkpoint}: holds no priors; train PriorModule")
+        found = OrganPriors.from_state(state).of(self.organs)
+        spacings = {prior.spacing for prior in found.priors if prior is not None}
+        if spacings != {self.positioning.grid.spacing}:
             raise UsageError(
-                f"model.init_args.coarse: {path or 'nothing'}: no such checkpoint; STIPPLE finds organs by a coarse "
-                "model: train one first, for example by the experiment of the same name that ends in `_inerrant0`"
+                f"model.init_args.prior: {self.prior_checkpoint}: its working_spacing is "
+                f"{', '.join(map(str, spacings)) or 'of none of these organs'}, this run's is "
+                f"{self.positioning.grid.spacing}"
             )
-        checkpoint = load_checkpoint(Path(path))
-        record = checkpoint.get("organseg")
-        if not isinstance(record, dict):
-            raise UsageError(f"{path}: not a checkpoint of organseg; train one with `organseg fit`")
-        same = {
-            "organs": record["organs"] == list(self.organs),
-            "preprocessing": Preprocessing.from_json(record["preprocessing"]) == self.preprocessing,
-            "data": record["identity"].get("data content") == self.source.content_hash,
-        }
-        differing = [name for name, equal in same.items() if not equal]
-        if differing:
-            raise UsageError(
-                f"{path}: trained with other {' and '.join(differing)}: it may have seen patients or labels that are "
-                "hidden from this run; give a run of the same data, fold, label share and seed"
-            )
-        weights = {
-            name.removeprefix("network."): value
-            for name, value in checkpoint["state_dict"].items()
-            if name.startswith("network.")
-        }
+        return found
+
+    def _load_coarse(self) -> None:
+        """Take the coarse model's weights, also to start from.
+
+        Raises:
+            UsageError: If there is none, or it is not of this run's kind.
+        """
+        weights = coarse_weights(self.coarse_checkpoint, self.organs, self.preprocessing, self.source.content_hash)
         try:
             self.coarse.load_state_dict(weights)
             if self.start == "coarse":
-                self.network.load_state_dict(weights)
+                go_on_from(self.network, weights)
         except RuntimeError as error:
             raise UsageError(
-                f"{path}: another network ({' '.join(str(error).split())[:120]}); describe it in "
+                f"{self.coarse_checkpoint}: another network ({' '.join(str(error).split())[:120]}); describe it in "
                 "model.init_args.coarse_network, with `start: scratch`"
             ) from error
 
@@ -186,25 +212,46 @@ class PriorModule(PartialLabelModule):
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """METHOD.md 1.2 at the biased logits, normalised over all ranks."""
-        biased = prior_logits(logits, self.prior_of(batch, logits.shape[2:]))
-        return partial_label_loss(
-            biased, batch["label"], batch["annotated"], balance=self.balance, dice=self.dice, all_sum=self.all_sum
-        )
+        return super().loss(self._biased(logits, batch), batch)
 
     # The prior of a view.
 
     def activate(self, logits: Tensor, view: View) -> Tensor:
         """Sigmoid of the biased logits."""
-        return torch.sigmoid(prior_logits(logits, self.prior_of(view, logits.shape[2:])))
+        return torch.sigmoid(self._biased(logits, view))
+
+    def _biased(self, logits: Tensor, view: View) -> Tensor:
+        if "activation" not in self.use:
+            return logits
+        return prior_logits(logits, self.prior_of(view, logits.shape[2:]))
+
+    def inputs(self, view: View) -> Tensor:
+        """The image, and what else the network sees."""
+        seen = [view["image"]]
+        size = view["image"].shape[2:]
+        if self.use & {"input", "bottleneck"}:
+            seen.append(torch.logit(self.prior_of(view, size), EPS))
+        if "coordinates" in self.use:
+            seen.append(self._coordinates(view, size))
+        return torch.cat(seen, dim=1).contiguous(memory_format=self.memory_format)
+
+    def _coordinates(self, view: View, size: Sequence[int]) -> Tensor:
+        """[B, 3, *S]: decimetres (z, y, x) from the mean of all centres that were found, 0 without one."""
+        middle = self._centres(view).nanmean(dim=1).view(-1, 1, 1, 1, 3)
+        away = ((positions(view["index_to_mm"], size) - middle) / DM).nan_to_num().movedim(-1, 1)
+        return away if len(size) == 3 else away.squeeze(2)
 
     def prior_of(self, view: View, size: Sequence[int]) -> Tensor:
         """[B, K, *S]: each voxel's prior; neutral where nobody knows where the organ is."""
         assert self.known is not None
+        return place(self.known.priors, view["index_to_mm"], self._centres(view), size, self.floor)
+
+    def _centres(self, view: View) -> Tensor:
+        """[B, K, 3] mm: the view's own, and those of training cases that do not annotate an organ."""
         centre = view["centre"]
         unknown = np.full((len(self.organs), 3), np.nan, dtype=np.float32)
         found = np.stack([self.centres.get(case, unknown) for case in view["case"]])
-        centre = torch.where(centre.isnan(), torch.from_numpy(found).to(centre), centre)
-        return place(self.known.priors, view["index_to_mm"], centre, size, self.floor)
+        return torch.where(centre.isnan(), torch.from_numpy(found).to(centre), centre)
 
     # Whole cases.
 

@@ -3,7 +3,7 @@
 from organseg.priors.activation import prior_logits, prior_sigmoid, prior_softmax, with_background
 from organseg.priors.align import align
 from organseg.priors.build import Prior, build_prior, cropped
-from organseg.priors.placing import place
+from organseg.priors.placing import place, positions
 from organseg.priors.position import Reference, coarse_centre, corrected_centre, drawn
 from organseg.priors.record import OrganPriors
 
@@ -18,6 +18,7 @@ __all__ = [
     "cropped",
     "drawn",
     "place",
+    "positions",
     "prior_logits",
     "prior_sigmoid",
     "prior_softmax",

@@ -54,7 +54,7 @@ def supervised(in_channels: int, out_channels: int) -> nn.Module:
 def test_every_trained_parameter_has_a_gradient(network):
     # One without would stop DDP.
     learner = LearnedConfidence(hidden=(6,)).learner(PartialLabelModule(["liver", "spleen"], network), None, {})
-    learner.confidence(torch.randn(1, 1, 16, 16)).sum().backward()
+    learner.confidence(shown(torch.randn(1, 1, 16, 16))).sum().backward()
     assert all(p.grad is not None for p in learner.parameters() if p.requires_grad)
     assert not any(p.requires_grad for p in learner.method.parameters())
 

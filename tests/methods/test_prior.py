@@ -1,0 +1,279 @@
+"""STIPPLE in the method: positions, two passes, what checkpoints carry, what must not be known (METHOD.md 2)."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from synthetic import make_cache, write_dataset
+
+from organseg.batch import View, WholeCase
+from organseg.data import SliceDataModule
+from organseg.errors import UsageError
+from organseg.methods import PartialLabelModule, PriorModule
+from organseg.methods.organ_positions import Positioning, PriorGrid, learned_priors, true_centres
+from organseg.networks import UNet
+from organseg.runtime.checkpoint_io import save_checkpoint
+
+ORGANS = ("liver", "left_kidney", "right_kidney", "spleen")
+GRID = (10.0, 9.0, 8.0)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def small(in_channels: int, out_channels: int) -> UNet:
+    return UNet(in_channels, out_channels, width=4, depth=3)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("prior")
+    return make_cache(write_dataset(folder / "set", 8), folder / "cache")
+
+
+def data_of(cache: Path, **options) -> SliceDataModule:
+    given = {"label_share": 0.4, "val_share": 0.0, "batch_size": 4, "workers": 0, "organs": ORGANS}
+    return SliceDataModule(cache, **{**given, **options})
+
+
+@pytest.fixture(scope="module")
+def coarse(cache, tmp_path_factory) -> Path:
+    return coarse_of(data_of(cache), tmp_path_factory.mktemp("coarse") / "last.ckpt")
+
+
+def coarse_of(data: SliceDataModule, path: Path, **record) -> Path:
+    torch.manual_seed(5)
+    said = {
+        "organs": list(ORGANS),
+        "preprocessing": data.preprocessing.to_json(),
+        "identity": {"data content": data.content_hash},
+    }
+    module = PartialLabelModule(ORGANS, small)
+    save_checkpoint({"state_dict": module.state_dict(), "organseg": {**said, **record}}, path)
+    return path
+
+
+def method(coarse: Path | None, **options) -> PriorModule:
+    torch.manual_seed(0)
+    given = {"network": small, "working_spacing": GRID, "references": 2}
+    return PriorModule(ORGANS, coarse, **{**given, **options})
+
+
+def trainer(folder: Path, steps: int = 2) -> L.Trainer:
+    return L.Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False,
+                     enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+                     use_distributed_sampler=False, num_sanity_val_steps=0)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fitted(cache, coarse, tmp_path_factory) -> tuple[PriorModule, SliceDataModule, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    module, data = method(coarse), data_of(cache)
+    trainer(folder).fit(module, data)
+    return module.eval(), data, folder
+
+
+def ball_model(centres: np.ndarray, radius_mm: float):
+    """A coarse model that sees a ball around each centre (mm; NaN: nothing)."""
+
+    def probabilities(view: View) -> torch.Tensor:
+        size = view["image"].shape[2:]
+        axes = [torch.arange(n, dtype=torch.float32) for n in (1, *size)]
+        index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+        to_mm = view["index_to_mm"]
+        mm = (index[None] @ to_mm[:, None, None, :3, :3].mT + to_mm[:, None, None, None, :3, 3])[:, 0]
+        away = (mm[:, None] - torch.tensor(centres)[None, :, None, None]).norm(dim=-1)
+        return torch.where(away <= radius_mm, 0.95, 0.02)
+
+    return probabilities
+
+
+def test_centres_are_those_of_the_batches(cache):
+    data = data_of(cache, label_share=1.0)
+    found = {case.key: true_centres(case, 4) for case in (data.training_cases()[n] for n in range(3))}
+    for case in data.cohort.train[:3]:
+        np.testing.assert_allclose(found[case.key], case.centres(), rtol=1e-6)
+
+
+def cut(label: np.ndarray, channel: int) -> bool:
+    """Whether the organ has a voxel at a border of the scan."""
+    return int((label == channel + 1).sum()) != int((label[1:-1, 1:-1, 1:-1] == channel + 1).sum())
+
+
+def test_priors_are_built_of_the_fold_s_annotated_training_cases_alone(cache):
+    data = data_of(cache)
+    known = learned_priors(data.training_cases(), ORGANS, PriorGrid(GRID), 5)
+    for k, (prior, pool) in enumerate(zip(known.priors, known.references, strict=True)):
+        showing = [case for case in data.cohort.train if case.known[k]]
+        annotating = {case.key for case in showing if not cut(case.lookup[case.cached.arrays().label], k)}
+        annotating = annotating or {case.key for case in showing}
+        assert set(prior.cases) == {reference.case for reference in pool} == annotating
+        assert prior.organ == ORGANS[k] and prior.probs.max() > 0.9
+    assert not {case.key for case in data.cohort.test} & {case for prior in known.priors for case in prior.cases}
+
+
+def test_what_the_field_of_view_cuts_counts_only_where_there_is_no_other():
+    def case(key: str, low: int) -> WholeCase:
+        truth = np.zeros((6, 5, 5), np.uint8)
+        truth[low : low + 3, 1:4, 1:4] = 1
+        image = truth.astype(np.float32)
+        return WholeCase(key, 0, image, np.float32, truth.shape, (1.0,) * 3, np.eye(4), truth, np.ones(1, bool))
+
+    grid = PriorGrid((1.0, 1.0, 1.0))
+    both = learned_priors([case("a/cut", 0), case("a/whole", 2)], ["liver"], grid, 5)
+    assert [reference.case for reference in both.references[0]] == ["a/whole"]
+    assert both.priors[0].cases == ("a/whole",)
+    alone = learned_priors([case("a/cut", 0)], ["liver", "spleen"], grid, 5)
+    assert alone.priors[0].cases == ("a/cut",) and alone.priors[1] is None and alone.references[1] == ()
+
+
+@pytest.mark.parametrize("position", ["aligned", "naive"])
+def test_a_case_is_searched_on_the_prior_s_grid_and_found_in_mm(fitted, position, monkeypatch):
+    module, data, folder = fitted
+    module.trainer = trainer(folder)
+    truth = np.array([[52.0, 120, 90], [44.0, 200, 200], [np.nan] * 3, [70.0, 130, 220]], np.float32)
+    monkeypatch.setattr(module, "_coarse_probabilities", ball_model(truth, 30.0))
+    monkeypatch.setattr(module, "position", position)
+    monkeypatch.setattr(module, "positioning", Positioning(PriorGrid((5.0, 4.0, 4.0)), 1, 0.0))
+    case = data.training_cases()[0]
+    # Wanted on a finer grid than the network's: positions are mm from the first voxel of the network's all the same.
+    fine = replace(case, key="other/scan", shape=(24, 64, 32), spacing=(5.0, 4.5, 8.0), truth=None)
+    found = module._located(fine, np.ones(4, bool))
+    assert np.isnan(found[2]).all()
+    np.testing.assert_allclose(np.delete(found, 2, 0), np.delete(truth, 2, 0), atol=5.0)
+
+
+def test_annotated_organs_are_where_they_are_annotated_and_others_where_the_coarse_model_finds_them(fitted):
+    module, data, folder = fitted
+    table = [line.split(",") for line in (folder / "prior" / "centres.csv").read_text().splitlines()[1:]]
+    said = {(case, organ): source for case, organ, source, *_ in table}
+    assert len(said) == len(data.cohort.train) * 4
+    for case in data.cohort.train:
+        centres = case.centres()
+        for k, organ in enumerate(ORGANS):
+            source = said[case.key, organ]
+            assert (source in ("annotation", "absent")) == bool(case.known[k])
+            if source == "annotation":
+                np.testing.assert_allclose(module.centres[case.key][k], centres[k], rtol=1e-6)
+
+
+def test_a_truth_is_never_looked_at_to_find_a_test_case_s_organs(fitted):
+    module, data, folder = fitted
+    module.trainer = trainer(folder)
+    case = data.training_cases()[0]
+    first = module.segment(replace(case, key="other/scan"))
+    module._found.clear()
+    second = module.segment(replace(case, key="other/scan", truth=np.zeros_like(case.truth)))
+    assert (first == second).all()
+
+
+def test_a_checkpoint_carries_all_that_prediction_needs(fitted, cache, tmp_path):
+    module, data, _ = fitted
+    save_checkpoint({"state_dict": module.state_dict()}, tmp_path / "last.ckpt")
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    other = method(Path("is/not/there.ckpt"))
+    other.load_state_dict(state)
+    other.eval().trainer = module.trainer = trainer(tmp_path)
+    case = replace(data.training_cases()[1], key="other/scan")
+    kept = {module: [], other: []}
+    for one, slabs in kept.items():
+        one.segment(case, lambda _, probs, slabs=slabs: slabs.append(probs))
+    assert torch.equal(torch.cat(kept[module]), torch.cat(kept[other]))
+    assert all((other.centres[key] == centre)[~np.isnan(centre)].all() for key, centre in module.centres.items())
+
+
+def test_training_leaves_the_coarse_model_alone_and_starts_from_it(fitted, coarse, cache, tmp_path):
+    weights = torch.load(coarse, weights_only=True)["state_dict"]
+    module = fitted[0]
+    for name, value in module.coarse.state_dict().items():
+        assert torch.equal(value, weights[f"network.{name}"])
+    assert not torch.equal(module.network.head.weight, weights["network.head.weight"])
+    begun, scratch = method(coarse), method(coarse, start="scratch")
+    for one, same in ((begun, True), (scratch, False)):
+        one.trainer = trainer(tmp_path)
+        one.trainer.datamodule = data_of(cache)
+        one.preprocessing = one.trainer.datamodule.preprocessing
+        one._load_coarse()
+        assert torch.equal(one.network.head.weight, weights["network.head.weight"]) == same
+
+
+@pytest.mark.parametrize("use", [["input"], ["bottleneck"], ["coordinates"], ["activation", "input", "coordinates"]])
+def test_other_places_of_the_prior(use, coarse, cache, tmp_path):
+    module, data = method(coarse, use=use), data_of(cache)
+    trainer(tmp_path).fit(module, data)
+    assert all(parameter.isfinite().all() for parameter in module.network.parameters())
+    batch = next(iter(data.train_dataloader()))
+    module.eval().trainer = trainer(tmp_path)
+    with torch.no_grad():
+        probs = module.probabilities(batch)
+        moved = module.probabilities({**batch, "centre": batch["centre"] + 40.0, "case": ["other/scan"] * 4})
+    assert probs.shape == (4, 4, 32, 32) and probs.isfinite().all() and not torch.equal(probs, moved)
+
+
+def test_coordinates_are_decimetres_from_the_middle_of_what_was_found(fitted):
+    view: View = {
+        "image": torch.zeros(2, 1, 3, 3),
+        "case": ["other/scan"] * 2,
+        "index_to_mm": torch.diag(torch.tensor([10.0, 50, 100, 1])).repeat(2, 1, 1),
+        "centre": torch.full((2, 4, 3), torch.nan),
+    }
+    view["index_to_mm"][:, 0, 3] = 30.0
+    view["centre"][0, 0], view["centre"][0, 2] = torch.tensor([0.0, 0, 0]), torch.tensor([20.0, 100, 200])
+    found = fitted[0]._coordinates(view, (3, 3))
+    assert found.shape == (2, 3, 3, 3) and (found[1] == 0).all()
+    torch.testing.assert_close(found[0, :, 2, 1], torch.tensor([0.2, 0.5, 0.0]))
+
+
+def test_priors_of_another_run(fitted, coarse, cache, tmp_path):
+    module = fitted[0]
+    save_checkpoint({"state_dict": module.state_dict()}, tmp_path / "prior.ckpt")
+    other = method(coarse, prior=tmp_path / "prior.ckpt")
+    trainer(tmp_path).fit(other, data_of(cache))
+    for ours, theirs in zip(other.known.priors, module.known.priors, strict=True):
+        assert np.array_equal(ours.probs, theirs.probs)
+    wrong = method(coarse, prior=tmp_path / "prior.ckpt", working_spacing=(5.0, 5.0, 5.0))
+    with pytest.raises(UsageError, match="working_spacing"):
+        trainer(tmp_path).fit(wrong, data_of(cache))
+    with pytest.raises(UsageError, match="holds no priors"):
+        trainer(tmp_path).fit(method(coarse, prior=coarse), data_of(cache))
+
+
+def test_a_coarse_model_that_may_know_more_is_refused(cache, tmp_path):
+    data = data_of(cache)
+    for record, found in (
+        ({"organs": ["liver"]}, "organs"),
+        ({"identity": {"data content": data_of(cache, seed=1).content_hash}}, "data"),
+        ({"preprocessing": data_of(cache, window_hu=(0.0, 1.0)).preprocessing.to_json()}, "preprocessing"),
+    ):
+        path = coarse_of(data, tmp_path / "coarse.ckpt", **record)
+        with pytest.raises(UsageError, match=f"trained with other {found}"):
+            trainer(tmp_path).fit(method(path), data)
+    with pytest.raises(UsageError, match="no such checkpoint"):
+        trainer(tmp_path).fit(method(tmp_path / "nothing.ckpt"), data)
+    good = coarse_of(data, tmp_path / "coarse.ckpt")
+    with pytest.raises(UsageError, match="another network"):
+        trainer(tmp_path).fit(method(good, network=lambda i, o: UNet(i, o, width=8, depth=3)), data)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"bins": 0}, "bins 0"), ({"floor": 0.0}, "floor 0"), ({"references": 0}, "references 0"),
+        ({"use": []}, "one place"), ({"use": ["input", "bottleneck"]}, "one place"),
+        ({"coarse_network": small}, "start: scratch"),
+    ],
+)  # fmt: skip
+def test_impossible_options_are_refused(options, found):
+    with pytest.raises(UsageError, match=found):
+        method(None, **options)
+
+
+def test_the_true_position_needs_a_truth(fitted, monkeypatch):
+    module, data, _ = fitted
+    monkeypatch.setattr(module, "position", "true")
+    case = data.training_cases()[0]
+    found = module._centres_of(replace(case, key="other/scan"))
+    np.testing.assert_array_equal(found, true_centres(case, 4))
+    with pytest.raises(UsageError, match="needs a truth"):
+        module._centres_of(replace(case, key="other/scan", truth=None))
