@@ -1,9 +1,10 @@
 """The relabelling experiments of protocol S (METHOD.md 7): methods, label shares and seeds, and their tables.
 
 Every method of a share and seed has the same folds, hidden labels and number of optimiser steps; those with rounds
-share one round 0. Each step is the command that a user would type; what is finished is skipped and what was stopped
-goes on, so that the script can be run again and again, with `--minutes` for as long as there is time. Tables are made
-of what is finished: mean and standard deviation over the seeds, in Markdown, and `results.csv` and `rounds.csv`.
+share one round 0, which is also the coarse model of STIPPLE and what it goes on from. Each step is the command that a
+user would type; what is finished is skipped and what was stopped goes on, so that the script can be run again and
+again, with `--minutes` for as long as there is time. Tables are made of what is finished, and of what `results.csv` and
+`rounds.csv` in `--tables` have of runs that are gone: mean and standard deviation over the seeds, in Markdown.
 
 Usage: python tools/relabelling.py --cache cache --out runs/relabelling --shares 30 10 --seeds 0 1 2 --minutes 100
 Options that it does not know, as --option=value, go to every `fit`; those of the curriculum where there is one.
@@ -21,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
-METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis", "naive")
-WITHOUT_ROUNDS = ("inerrant0", "naive")
+METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis", "naive", "stipple0", "stipple")
+WITHOUT_ROUNDS = ("inerrant0", "naive", "stipple0")
+WITH_PRIOR = ("stipple0", "stipple")
 ROUND0 = "round0"
 
 
@@ -42,6 +44,11 @@ class Run:
         return self.out / str(self.share) / f"seed{self.seed}" / self.method
 
     @property
+    def line(self) -> dict[str, str]:
+        """What its lines in the tables begin with."""
+        return {"label_share_percent": str(self.share), "seed": str(self.seed), "method": self.method}
+
+    @property
     def summary(self) -> Path:
         """Its test's result; it exists once the run is finished and tested."""
         return self.folder / "test" / "summary.csv"
@@ -55,7 +62,9 @@ class Run:
         words += [word for word in more if with_rounds or not word.startswith("--curriculum.")]
         if self.method == ROUND0:
             words += ["--trainer.max_steps", f"{round0_steps}"]
-        if with_rounds:
+        if self.method in WITH_PRIOR:
+            words += ["--model.init_args.coarse", f"{self.folder.parent / ROUND0 / 'checkpoints' / 'last.ckpt'}"]
+        elif with_rounds:
             words += ["--curriculum.round0", f"{self.folder.parent / ROUND0}"]
         return words
 
@@ -71,7 +80,7 @@ def plan(arguments: argparse.Namespace) -> Iterator[Run]:
     for seed in arguments.seeds:
         for share in arguments.shares:
             methods = [method for method in METHODS if method in arguments.methods]
-            if set(methods) - set(WITHOUT_ROUNDS):
+            if set(methods) - {"inerrant0", "naive"}:
                 methods = [ROUND0, *methods]
             for method in methods:
                 yield Run(arguments.out, arguments.dataset, share, seed, method)
@@ -103,18 +112,36 @@ def spread(values: Sequence[float]) -> str:
     return f"{100 * statistics.fmean(values):.1f}{deviation}"
 
 
-def show_scores(runs: Sequence[Run], out: Path) -> None:
+def kept(path: Path, finished: Sequence[Run]) -> list[dict[str, str]]:
+    """The lines of a table of ours about other runs than these."""
+    ours = {(str(run.share), str(run.seed), run.method) for run in finished}
+    lines = rows_of(path) if path.exists() else []
+    return [line for line in lines if (line["label_share_percent"], line["seed"], line["method"]) not in ours]
+
+
+def sorted_lines(lines: list[dict[str, str]]) -> list[dict[str, str]]:
+    """By share, method and seed; organs stay in their order."""
+    methods = [ROUND0, *METHODS]
+    return sorted(
+        lines, key=lambda line: (-int(line["label_share_percent"]), methods.index(line["method"]), int(line["seed"]))
+    )
+
+
+def show_scores(runs: Sequence[Run], tables: Path) -> None:
     """DSC of each method and organ; std over seeds."""
-    found: dict[tuple[int, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    lines = []
-    for run in runs:
-        for row in rows_of(run.summary) if run.summary.exists() else []:
-            found[run.share, run.method][row["organ"]].append(float(row["dsc_mean"]))
-            lines.append([run.share, run.seed, run.method, row["organ"], row["dsc_mean"]])
+    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    finished = [run for run in runs if run.summary.exists()]
+    lines = kept(tables / "results.csv", finished)
+    for run in finished:
+        for row in rows_of(run.summary):
+            lines.append({**run.line, "organ": row["organ"], "dsc_mean": f"{float(row['dsc_mean']):.4f}"})
     if not lines:
         return
-    write(out / "results.csv", ["label_share_percent", "seed", "method", "organ", "dsc_mean"], lines)
-    organs = list(dict.fromkeys(str(line[3]) for line in lines))
+    lines = sorted_lines(lines)
+    write(tables / "results.csv", lines)
+    for line in lines:
+        found[line["label_share_percent"], line["method"]][line["organ"]].append(float(line["dsc_mean"]))
+    organs = list(dict.fromkeys(line["organ"] for line in lines))
     print("\n| labels | method | seeds | " + " | ".join(organs) + " |\n|---|---|---:|" + "---:|" * len(organs))
     for (share, method), scores in found.items():
         cells = (spread(scores[organ]) for organ in organs)
@@ -125,24 +152,29 @@ RATES = ("precision", "recall", "probability_auc", "score_auc", "probability_ap_
          "probability_ap_error", "score_ap_error")  # fmt: skip
 
 
-def show_rounds(runs: Sequence[Run], out: Path) -> None:
+def show_rounds(runs: Sequence[Run], tables: Path) -> None:
     """What each round added, as means over organs, then mean and std over seeds."""
-    found: dict[tuple[int, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    lines = []
+    found: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    lines = kept(tables / "rounds.csv", [run for run in runs if run.summary.exists()])
     for run in runs:
-        for table in sorted(run.folder.glob("*_relabel/organs.csv")):
-            rows, round_name = rows_of(table), table.parent.name.split("_")[1].removeprefix("round")
-            for row in rows:
-                numbers = [row["organ"], row["candidates"], row["added"], *(row[rate] for rate in RATES)]
-                lines.append([run.share, run.seed, run.method, round_name, *numbers])
-            for rate in RATES:
-                values = [float(row[rate]) for row in rows if row[rate]]
-                if values:
-                    found[run.share, run.method, round_name][rate].append(statistics.fmean(values))
+        for table in sorted(run.folder.glob("*_relabel/organs.csv")) if run.summary.exists() else []:
+            round_name = table.parent.name.split("_")[1].removeprefix("round")
+            for row in rows_of(table):
+                rates = {rate: row[rate] and f"{float(row[rate]):.4f}" for rate in RATES}
+                counts = {name: row[name] for name in ("organ", "candidates", "added")}
+                lines.append({**run.line, "round": round_name, **counts, **rates})
     if not lines:
         return
-    head = ["label_share_percent", "seed", "method", "round", "organ", "candidates", "added", *RATES]
-    write(out / "rounds.csv", head, lines)
+    lines = sorted_lines(lines)
+    write(tables / "rounds.csv", lines)
+    seeds: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    for line in lines:
+        seeds[line["label_share_percent"], line["method"], line["round"], line["seed"]].append(line)
+    for (share, method, round_name, _), rows in seeds.items():
+        for rate in RATES:
+            values = [float(row[rate]) for row in rows if row[rate]]
+            if values:
+                found[share, method, round_name][rate].append(statistics.fmean(values))
     print("\nMeans over organs; AUC and AP of the probability (MCP) and of the method's own score, over candidates.")
     print("| labels | method | round | " + " | ".join(RATES) + " |\n|---|---|---:|" + "---:|" * len(RATES))
     for (share, method, round_name), rates in found.items():
@@ -150,10 +182,12 @@ def show_rounds(runs: Sequence[Run], out: Path) -> None:
         print(f"| {share}% | {method} | {round_name} | " + " | ".join(cells) + " |")
 
 
-def write(path: Path, head: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
+def write(path: Path, lines: Sequence[dict[str, str]]) -> None:
     """A CSV file."""
     with path.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([head, *lines])
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
 
 
 def main() -> None:
@@ -166,14 +200,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--round0-steps", type=int, default=1500)
+    parser.add_argument("--tables", type=Path, help="folder of results.csv and rounds.csv; default: OUT")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this; 0: tables only")
     arguments, more = parser.parse_known_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     runs = list(plan(arguments))
     if arguments.minutes > 0:
         work(runs, arguments, more)
-    show_scores(runs, arguments.out)
-    show_rounds(runs, arguments.out)
+    tables = arguments.tables or arguments.out
+    tables.mkdir(parents=True, exist_ok=True)
+    show_scores(runs, tables)
+    show_rounds(runs, tables)
 
 
 if __name__ == "__main__":

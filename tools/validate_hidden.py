@@ -15,6 +15,7 @@ from organseg.cli.modules import load_module
 from organseg.cli.training import quieten
 from organseg.data import SliceDataModule
 from organseg.data.cohort import CohortCase
+from organseg.runtime.precision import affordable_precision
 from organseg.strict_yaml import read_yaml
 
 
@@ -38,7 +39,7 @@ def main() -> None:
         data = SliceDataModule(**{**options, "seed": config["seed"]})
         data.cohort = replace(data.cohort, val=tuple(map(uncovered, data.cohort.val)))
         trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, max_steps=1,
-                            precision=arguments.precision)  # fmt: skip
+                            precision=affordable_precision(arguments.precision, "auto"))  # fmt: skip
         module = load_module(folder / "checkpoints" / "last.ckpt")
         trainer.validate(module, datamodule=data, verbose=False)
         scores = {name.removeprefix("val/dsc/"): 100 * float(value) for name, value in trainer.callback_metrics.items()}

@@ -130,10 +130,11 @@ def _add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     reporter = commands.add_parser("report", help="curves, box plots and overlays of a run, as one folder")
     reporter.add_argument("run", metavar="RUN")
     reporter.add_argument(
-        "what", nargs="?", default="all", choices=("all", "attention", "receptive-field"),
-        help="all (default), where the network's attention looks for a voxel, or what its bottleneck sees",
+        "what", nargs="?", default="all", choices=("all", "attention", "receptive-field", "prior"),
+        help="all (default), where the network's attention looks for a voxel, what its bottleneck sees, or STIPPLE's "
+        "priors (with --case: where they lie in it)",
     )  # fmt: skip
-    reporter.add_argument("--case", metavar="DATASET/ID", help="attention: a case of the run's cache")
+    reporter.add_argument("--case", metavar="DATASET/ID", help="attention, prior: a case of the run's cache")
     reporter.add_argument(
         "--voxel", type=int, nargs=3, metavar=("Z", "Y", "X"),
         help="attention: index in the cached image, z from the feet, y from the front, x from the patient's right",

@@ -1,25 +1,31 @@
-"""`organseg report RUN attention` and `organseg report RUN receptive-field`: what a trained network looks at."""
+"""`organseg report RUN attention | receptive-field | prior`: what a trained network looks at, and what it was told."""
 
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import lightning as L
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
+from organseg.batch import WholeCase
 from organseg.cli.modules import load_module
+from organseg.cli.training import quieten
 from organseg.data.cache import CachedCase
 from organseg.data.patches import patch_start
 from organseg.errors import StorageError, UsageError
 from organseg.files import publish
+from organseg.methods import PriorModule
 from organseg.networks.receptive_field import effective_receptive_field, theoretical_receptive_field
+from organseg.priors import place
 from organseg.report import case_file, read_config
 from organseg.report.attention import attention_maps, draw_attention, draw_receptive_field, padded_size
 from organseg.report.figures import png
+from organseg.report.priors import draw_placed, draw_priors
 from organseg.report.views import Slice, busiest, window_of
 
 FIELD_SIZE = (256, 256)
@@ -84,6 +90,53 @@ def receptive_field(arguments: Namespace) -> Path:
     theoretical = theoretical_receptive_field(module.network, name, size)
     title = f"{run.resolve().name}: the middle of the bottleneck, 20 random inputs"
     return _write(run, "receptive_field.png", draw_receptive_field(effective, theoretical, title))
+
+
+def prior(arguments: Namespace) -> Path:
+    """Draw a run's priors, or with a case where they are placed in it; returns the picture's path.
+
+    Raises:
+        UsageError: If the run has no priors, or there is no such case.
+    """
+    run = Path(arguments.run)
+    config = read_config(run)
+    module = load_module(run / "checkpoints" / "last.ckpt")
+    if not isinstance(module, PriorModule) or module.known is None:
+        raise UsageError(f"{run}: its method has no prior; train one, for example btcv_30_stipple0")
+    channels = [k for k, found in enumerate(module.known.priors) if found is not None]
+    priors = [found for found in module.known.priors if found is not None]
+    if not arguments.case:
+        return _write(run, "prior.png", draw_priors(priors))
+    quieten()
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    cached = CachedCase(case_file(run, config, arguments.case))
+    arrays, header = cached.arrays(), cached.header
+    normalise = module.preprocessing.normalisation_of(arrays.image)
+    case = WholeCase(
+        key=arguments.case,
+        number=0,
+        image=arrays.image,
+        normalise=normalise,
+        shape=arrays.label.shape,
+        spacing=header.spacing,
+        affine=np.asarray(header.affine),
+        truth=None,
+        annotated=np.zeros(len(module.organs), dtype=bool),
+        window=module.preprocessing.window,
+        floor=normalise.floor,
+    )
+    centres = module.centres_of(case)[channels]
+    to_mm = torch.diag(torch.tensor([*header.spacing, 1.0]))[None]
+    placed = place(priors, to_mm, torch.from_numpy(centres)[None], case.shape, module.floor)[0].numpy()
+    lookup = np.zeros(256, dtype=np.uint8)
+    for value, organ in enumerate(header.organs, start=1):
+        if organ in header.annotated and organ in [found.organ for found in priors]:
+            lookup[value] = [found.organ for found in priors].index(organ) + 1
+    window = window_of(arrays.image, header.modality)
+    source = "as it was trained with" if arguments.case in module.centres else "as the coarse model finds it"
+    title = f"{run.resolve().name}, {arguments.case}, {source}; the outline is the annotation"
+    figure = draw_placed(priors, placed, centres, arrays.image, header.spacing, window, lookup[arrays.label], title)
+    return _write(run, f"prior_{arguments.case.replace('/', '_')}.png", figure)
 
 
 def _bottom(network: nn.Module) -> str:

@@ -187,7 +187,8 @@ def report_command(arguments: Namespace) -> int:
     else:
         from organseg.cli import analysis
 
-        print({"attention": analysis.attention, "receptive-field": analysis.receptive_field}[arguments.what](arguments))
+        draw = {"attention": analysis.attention, "receptive-field": analysis.receptive_field, "prior": analysis.prior}
+        print(draw[arguments.what](arguments))
     return 0
 
 

@@ -52,7 +52,8 @@ _DEFAULTS = {
 
 _PATIENTS = ("data.datasets", "data.test_datasets", "data.organs", "data.fold", "data.folds", "data.fold_seed")
 
-_TRAINING_ONLY = ("model.init_args.optimizer", "model.init_args.lr_decay")
+_NOT_THE_NETWORK = ("model.init_args.optimizer", "model.init_args.lr_decay", "model.init_args.position")
+"""Options of a method that a test may change: of its training, or where the organs of a test case are taken to be."""
 
 DATA = "data content"
 """The key of the data's hash in a run's identity."""
@@ -268,7 +269,7 @@ class OrgansegCLI(LightningCLI):
         if not isinstance(record, dict):
             raise IntegrityError(f"{ckpt_path}: not a checkpoint of organseg; train one with `organseg fit`")
         # Another fold's patients were trained on: their scores would be no test at all.
-        method = [key for key in self.wanted if key.startswith("model.") and not key.startswith(_TRAINING_ONLY)]
+        method = [key for key in self.wanted if key.startswith("model.") and not key.startswith(_NOT_THE_NETWORK)]
         differences = [
             f"{key}: trained with {record['identity'].get(key)}, asked for {self.wanted.get(key)}"
             for key in (*method, *_PATIENTS)

@@ -263,9 +263,9 @@ class PriorModule(PartialLabelModule):
         keep: Callable[[int, Tensor], None] | None = None,
     ) -> NDArray[np.uint8]:
         """As always, once the organs' positions are known."""
-        return super().sweep(replace(case, centre=self._centres_of(case)), outputs, decide, keep)
+        return super().sweep(replace(case, centre=self.centres_of(case)), outputs, decide, keep)
 
-    def _centres_of(self, case: WholeCase) -> NDArray[np.float32]:
+    def centres_of(self, case: WholeCase) -> NDArray[np.float32]:
         """[K, 3] mm: of a training case as it was trained with, of another one as the coarse model finds it."""
         if case.key in self.centres:
             return self.centres[case.key]
@@ -276,6 +276,10 @@ class PriorModule(PartialLabelModule):
         if case.key not in self._found:
             self._found[case.key] = self._located(case, np.ones(len(self.organs), dtype=bool))
         return self._found[case.key]
+
+    def forget_positions(self) -> None:
+        """Find all organs anew: `position` was changed."""
+        self._found.clear()
 
     def _located(self, case: WholeCase, wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
         """[K, 3] mm: where the coarse model finds the wanted organs; NaN for the others, and where it finds nothing."""

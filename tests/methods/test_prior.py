@@ -163,7 +163,7 @@ def test_a_truth_is_never_looked_at_to_find_a_test_case_s_organs(fitted):
     module.trainer = trainer(folder)
     case = data.training_cases()[0]
     first = module.segment(replace(case, key="other/scan"))
-    module._found.clear()
+    module.forget_positions()
     second = module.segment(replace(case, key="other/scan", truth=np.zeros_like(case.truth)))
     assert (first == second).all()
 
@@ -273,7 +273,7 @@ def test_the_true_position_needs_a_truth(fitted, monkeypatch):
     module, data, _ = fitted
     monkeypatch.setattr(module, "position", "true")
     case = data.training_cases()[0]
-    found = module._centres_of(replace(case, key="other/scan"))
+    found = module.centres_of(replace(case, key="other/scan"))
     np.testing.assert_array_equal(found, true_centres(case, 4))
     with pytest.raises(UsageError, match="needs a truth"):
-        module._centres_of(replace(case, key="other/scan", truth=None))
+        module.centres_of(replace(case, key="other/scan", truth=None))

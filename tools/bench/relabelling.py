@@ -30,6 +30,7 @@ from organseg.curriculum.selection import Selection
 from organseg.data.pseudo_labels import read_round_header
 from organseg.methods import PartialLabelModule
 from organseg.networks import UNet
+from organseg.runtime.precision import affordable_precision
 from organseg.volumes import Normalisation
 
 WORK = {
@@ -78,7 +79,8 @@ def work(kind: str, shape: tuple[int, int, int], organs: int, share: float, fold
         selection = Selection(smooth_mm=3.0, largest_piece=True) if kind == "smooth" else Selection()
         task = Round(1, 0.5, folder, "bench", None, selection, (float("nan"),) * organs)
         module = Relabelling(network, learner, scores[kind].scorer(network, learner), task)
-    trainer = L.Trainer(accelerator="cpu", precision="bf16-mixed", logger=False, enable_checkpointing=False,
+    precision = affordable_precision("bf16-mixed", "cpu")
+    trainer = L.Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False,
                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
     loader = DataLoader([case] if kind != "nothing" else [None], batch_size=None)
     start = time.process_time()

@@ -1,0 +1,135 @@
+"""STIPPLE through the real commands and tools, at toy size: coarse model, priors, rounds, two passes, two ranks."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import pytest
+import torch
+from toy import TOY, organseg
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "experiment"
+
+
+def run_tool(name: str, *words: object) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, ROOT / "tools" / f"{name}.py", *words]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A coarse model, and STIPPLE without and with relabelling."""
+    out = tmp_path_factory.mktemp("stipple") / "runs"
+    run_tool("relabelling", "--cache", toy / "cache", "--out", out, "--dataset", "phantom", "--shares", 30,
+             "--methods", "stipple0", "stipple", "--round0-steps", 60, "--trainer.max_steps=4",
+             "--curriculum.round_steps=4", *TOY)  # fmt: skip
+    return out / "30" / "seed0"
+
+
+@pytest.mark.slow
+def test_relabelling_with_a_prior(runs: Path) -> None:
+    run = runs / "stipple"
+    assert sorted(path.name for path in run.glob("[0-9]*")) == [
+        "00_round0_train", "02_round1_relabel", "03_round1_train",
+    ]  # fmt: skip
+    states = {
+        phase: torch.load(run / phase / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for phase in ("00_round0_train", "03_round1_train")
+    }
+    before, after = states.values()
+    coarse = torch.load(runs / "round0" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, weight in coarse.items():
+        kept = name.replace("network.", "coarse.", 1)
+        assert torch.equal(before[kept], weight) and torch.equal(after[kept], weight)
+    assert not torch.equal(before["network.head.weight"], after["network.head.weight"])
+    # A pseudo-labelled case keeps the centre that it was relabelled with.
+    (one, two) = (state["_extra_state"]["centres"] for state in states.values())
+    assert one.keys() == two.keys() and all(torch.equal(one[key].nan_to_num(), two[key].nan_to_num()) for key in one)
+    with (run / "prior" / "centres.csv").open() as file:
+        sources = {row["from"] for row in csv.DictReader(file)}
+    assert "annotation" in sources and sources & {"coarse model", "not found"}
+
+
+@pytest.mark.slow
+def test_prediction_needs_the_checkpoint_alone(runs: Path, toy: Path, tmp_path: Path) -> None:
+    last = tmp_path / "moved.ckpt"
+    last.write_bytes((runs / "stipple" / "checkpoints" / "last.ckpt").read_bytes())
+    scan = toy / "phantoms" / "img" / "phantom_000.nii.gz"
+    organseg("predict", "--ckpt_path", last, "--input", scan, "--out", tmp_path / "out", cwd=tmp_path)
+    organseg("predict", "--ckpt_path", last, last, "--tta", "--input", scan, "--out", tmp_path / "two", cwd=tmp_path)
+    assert nibabel.load(tmp_path / "out" / scan.name).shape == nibabel.load(scan).shape
+
+
+@pytest.mark.slow
+def test_pictures_of_the_priors(runs: Path, toy: Path) -> None:
+    case = sorted((toy / "cache" / "phantom").glob("*.h5"))[0].stem
+    for words in ((), ("--case", f"phantom/{case}")):
+        said = organseg("report", runs / "stipple0", "prior", *words).stdout.strip()
+        assert Path(said).stat().st_size > 10_000
+    failed = organseg("report", runs / "round0", "prior", check=2)
+    assert "has no prior" in failed.stderr
+
+
+@pytest.mark.slow
+def test_the_tables_of_its_parts(runs: Path, toy: Path) -> None:
+    out = runs.parents[1]
+    words = ("--cache", toy / "cache", "--out", out, "--dataset", "phantom")
+    shown = run_tool("stipple", *words, "--trainer.max_steps=2", *TOY)
+    for variant in ("round0", "stipple0", "stipple", "bins_1", "bins_all", "naive", "true"):
+        assert f"{variant} |" in shown
+    assert "| organ | naive | aligned |" in shown
+    again = run_tool("stipple", *words)
+    assert "$ organseg" not in again and again == shown[shown.index("\n| variant") :]
+    states = [
+        torch.load(runs / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["_extra_state"]["priors"]
+        for name in ("stipple0_bins_1", "stipple0", "stipple0_bins_all")
+    ]
+    for one, five, every in zip(*states, strict=True):
+        assert len(one["probs"]) == 1 and len(five["probs"]) == 5
+        assert len(every["probs"]) == round(every["box_mm"][0] / every["spacing"][0])
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_with_the_positions_that_it_had(runs: Path, toy: Path, tmp_path: Path) -> None:
+    """Whole, and stopped after two of four steps: the same weights; the coarse model is not needed any more."""
+    coarse = tmp_path / "coarse.ckpt"
+    coarse.write_bytes((runs / "round0" / "checkpoints" / "last.ckpt").read_bytes())
+    words = ("fit", "--config", CONFIGS / "phantom_30_stipple0.yaml", "--data.init_args.cache", toy / "cache", *TOY,
+             "--model.init_args.coarse", coarse, "--trainer.max_steps=4", "--checkpoint_every_s=0")  # fmt: skip
+    organseg(*words, "--out", tmp_path / "whole")
+    organseg(*words, "--out", tmp_path / "stopped")
+    run = tmp_path / "stopped"
+    state = torch.load(run / "checkpoints" / "previous.ckpt", weights_only=True)
+    assert 0 < state["global_step"] < 4
+    for name in ("last.ckpt", "last.ckpt.sha256"):
+        (run / "checkpoints" / name).unlink()
+    record = run / "run.json"
+    record.write_text(record.read_text().replace('"finished": true', '"finished": false'))
+    (run / "prior" / "centres.csv").unlink()
+    coarse.unlink()
+    organseg(*words, "--out", run)
+    one, two = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (tmp_path / "whole", run)
+    )
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, two[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_two_ranks_find_the_same_organs(runs: Path, toy: Path, tmp_path: Path) -> None:
+    words = ("fit", "--config", CONFIGS / "phantom_30_stipple0.yaml", "--data.init_args.cache", toy / "cache", *TOY,
+             "--model.init_args.coarse", runs / "round0" / "checkpoints" / "last.ckpt",
+             "--trainer.max_steps=2")  # fmt: skip
+    organseg(*words, "--out", tmp_path / "two", "--trainer.devices=2", "--trainer.strategy=ddp")
+    one = (runs / "stipple0" / "prior" / "centres.csv").read_text()
+    assert (tmp_path / "two" / "prior" / "centres.csv").read_text() == one

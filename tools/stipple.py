@@ -1,0 +1,163 @@
+"""What STIPPLE's parts do (METHOD.md 2.5): bins, positions, and false positives far from the organ.
+
+Goes on from the runs of tools/relabelling.py (`--methods inerrant0 stipple0`, the same --out, share and seed): trains
+STIPPLE without relabelling with other numbers of bins, tests the trained one with organs at their naive, aligned and
+true positions, and shows, beside the DSC, how far the positions are off and how much is predicted far from the organ.
+What is finished is skipped. Tables also go to `positions.csv` and `variants.csv` in `--tables`.
+
+Usage: python tools/stipple.py --cache cache --out runs/relabelling --share 30 --seed 0 --minutes 60
+Options that it does not know, as --option=value, go to every `fit`.
+"""
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+from numpy.typing import NDArray
+from relabelling import ROUND0, Run, organseg, rows_of, write
+from scipy import ndimage
+
+from organseg.cli.modules import load_module
+from organseg.cli.training import quieten
+from organseg.data import SliceDataModule
+from organseg.methods import PriorModule
+from organseg.methods.organ_positions import true_centres
+from organseg.strict_yaml import read_yaml
+from organseg.volumes import read_label
+
+BINS = ("1", "all")
+POSITIONS = ("naive", "true")
+FAR_MM = 20.0
+
+
+def work(base: Run, arguments: argparse.Namespace, more: list[str]) -> None:
+    """Train and test what is not finished, while there is time to begin."""
+    end = time.monotonic() + 60 * arguments.minutes
+    trained = base.folder
+    for bins in BINS:
+        run = trained.with_name(f"stipple0_bins_{bins}")
+        if (run / "test" / "summary.csv").exists() or time.monotonic() > end:
+            continue
+        words = base.fit_words(arguments.cache, 0, more)
+        words[words.index("--out") + 1] = str(run)
+        organseg("fit", *words, "--model.init_args.bins", bins)
+        organseg("test", "--config", f"{run / 'config.yaml'}", "--ckpt_path", f"{run / 'checkpoints' / 'last.ckpt'}")
+    for position in POSITIONS:
+        run = trained.with_name(f"stipple0_{position}")
+        if (run / "test" / "summary.csv").exists() or time.monotonic() > end:
+            continue
+        organseg("test", "--config", f"{trained / 'config.yaml'}", "--ckpt_path",
+                 f"{trained / 'checkpoints' / 'last.ckpt'}", "--out", f"{run}",
+                 "--model.init_args.position", position)  # fmt: skip
+
+
+def far_ml(preds: NDArray[np.uint8], truth: NDArray[np.uint8], spacing: tuple[float, ...], organs: int) -> list[float]:
+    """Volume of each organ that is predicted farther than `FAR_MM` from it; of an absent organ all of it."""
+    voxel_ml = float(np.prod(spacing)) / 1000
+    volumes = []
+    for k in range(1, organs + 1):
+        found, there = preds == k, truth == k
+        if there.any() and found.any():
+            boxes = ndimage.find_objects((found | there).astype(np.uint8))[0]
+            away = ndimage.distance_transform_edt(~there[boxes], sampling=spacing)
+            found = found[boxes] & (away > FAR_MM)
+        volumes.append(float(found.sum()) * voxel_ml)
+    return volumes
+
+
+def far_of(run: Path, config_of: Path) -> float:
+    """Mean over test cases of the volume (mL, sum over organs) predicted far from the organ."""
+    data = SliceDataModule(**options_of(config_of))  # type: ignore[arg-type]
+    sums = []
+    for case in data.cohort.test:
+        truth = case.lookup[case.cached.source_label()]
+        preds = read_label(run / "test" / "predictions" / f"{case.key}.nii.gz", case=case.key)[0].array
+        sums.append(sum(far_ml(preds, truth, case.cached.header.source_spacing, len(data.organs))))
+    return statistics.fmean(sums)
+
+
+def options_of(run: Path) -> dict[str, object]:
+    """What the run's data module was made of."""
+    config = read_yaml(run / "config.yaml")
+    options = {key: value for key, value in config["data"]["init_args"].items() if key != "augmentation"}
+    return {**options, "window_hu": tuple(options["window_hu"]), "seed": config["seed"]}
+
+
+def position_errors(run: Path) -> list[dict[str, str]]:
+    """Mm between where the test cases' organs are found and where they are, naive and aligned."""
+    data = SliceDataModule(**options_of(run))  # type: ignore[arg-type]
+    module = load_module(run / "checkpoints" / "last.ckpt")
+    assert isinstance(module, PriorModule)
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    data.cohort = replace(data.cohort, train=data.cohort.test)
+    cases, lines = data.training_cases(), []
+    for number in range(len(cases)):
+        case = cases[number]
+        truth = true_centres(case, len(data.organs))
+        for position in ("naive", "aligned"):
+            module.position = position  # type: ignore[assignment]
+            module.forget_positions()
+            found = module.centres_of(case)
+            for organ, here, there in zip(data.organs, found, truth, strict=True):
+                if not np.isnan(there).any():
+                    off = "" if np.isnan(here).any() else f"{float(np.linalg.norm(here - there)):.1f}"
+                    lines.append({"case": case.key, "organ": organ, "position": position, "off_mm": off})
+    return lines
+
+
+def show_positions(lines: list[dict[str, str]]) -> None:
+    """Median distance of each organ."""
+    print("\nMedian distance (mm) of the found centre from the true one, and cases in which the organ was not found")
+    print("| organ | naive | aligned | not found |\n|---|---:|---:|---:|")
+    for organ in dict.fromkeys(line["organ"] for line in lines):
+        cells, missed = [], 0
+        for position in ("naive", "aligned"):
+            ours = [line["off_mm"] for line in lines if (line["organ"], line["position"]) == (organ, position)]
+            missed = ours.count("")
+            known = [float(off) for off in ours if off]
+            cells.append(f"{statistics.median(known):.1f}" if known else "")
+        print(f"| {organ} | {cells[0]} | {cells[1]} | {missed} of {len(ours)} |")
+
+
+def main() -> None:
+    """Run what is missing, then show the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/relabelling"))
+    parser.add_argument("--dataset", default="btcv", help="prefix of the experiments' configs")
+    parser.add_argument("--share", type=int, default=30, help="per cent of the labels")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tables", type=Path, help="folder of the tables; default: OUT")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this; 0: tables only")
+    arguments, more = parser.parse_known_args()
+    quieten()
+    base = Run(arguments.out, arguments.dataset, arguments.share, arguments.seed, "stipple0")
+    work(base, arguments, more)
+    tables = arguments.tables or arguments.out
+    tables.mkdir(parents=True, exist_ok=True)
+    variants = [ROUND0, "inerrant0", "stipple0", "stipple", *(f"stipple0_bins_{bins}" for bins in BINS),
+                *(f"stipple0_{position}" for position in POSITIONS)]  # fmt: skip
+    lines = []
+    for name in variants:
+        run = base.folder.with_name(name)
+        if (run / "test" / "summary.csv").exists():
+            scores = {row["organ"]: row["dsc_mean"] for row in rows_of(run / "test" / "summary.csv")}
+            far = far_of(run, run if (run / "config.yaml").exists() else base.folder)
+            lines.append({**base.line, "method": name, **scores, "far_ml": f"{far:.3f}"})
+    organs = [name for name in lines[0] if name not in (*base.line, "far_ml")]
+    print(f"\n| variant | {' | '.join(organs)} | far, mL |\n|---|" + "---:|" * (len(organs) + 1))
+    for line in lines:
+        print(f"| {line['method']} | " + " | ".join(f"{100 * float(line[organ]):.1f}" for organ in organs)
+              + f" | {float(line['far_ml']):.1f} |")  # fmt: skip
+    write(tables / "variants.csv", lines)
+    errors = position_errors(base.folder)
+    show_positions(errors)
+    write(tables / "positions.csv", errors)
+
+
+if __name__ == "__main__":
+    main()
