@@ -29,11 +29,11 @@ def place(
     Returns:
         fp32 [B, K, *S]; `NEUTRAL` for organs without a prior or a position.
     """
-    mm = positions(index_to_mm, size)
+    whole = (1,) * (3 - len(size)) + tuple(size)
     found = [
-        _of_organ(prior, mm, centre[:, k], floor)
-        if prior is not None
-        else torch.full(mm.shape[:-1], NEUTRAL, device=mm.device)
+        torch.full((len(centre), *whole), NEUTRAL, device=centre.device)
+        if prior is None
+        else _of_organ(prior, index_to_mm.float(), centre[:, k], whole, floor)
         for k, prior in enumerate(priors)
     ]
     result = torch.stack(found, dim=1)
@@ -49,21 +49,41 @@ def positions(index_to_mm: Tensor, size: Sequence[int]) -> Tensor:
     return index.expand(len(index_to_mm), *index.shape) @ turn.mT + shift
 
 
-def _of_organ(prior: Prior, mm: Tensor, centre: Tensor, floor: float) -> Tensor:
+def _of_organ(prior: Prior, index_to_mm: Tensor, centre: Tensor, size: Sequence[int], floor: float) -> Tensor:
     """Prior [B, D, H, W] of one organ: the bin's value along z, linear in the plane."""
+    device = index_to_mm.device
     known = ~centre.isnan().any(dim=1)
     depth, height, width = prior.size
-    bins = len(prior.probs)
-    spacing = torch.tensor(prior.spacing, device=mm.device)
-    # Voxels of the box, counted from its first.
-    middle = (torch.tensor(prior.size, device=mm.device) - 1) / 2
-    z, y, x = ((mm - centre.nan_to_num()[:, None, None, None]) / spacing + middle).unbind(-1)
-    of_slice = torch.floor(z + 0.5 + _ROUNDING)
-    bin_index = torch.floor(of_slice * bins / depth)
-    # grid_sample counts from border to border, -1 to 1; a bin's own number makes "linear along z" that bin alone.
-    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1, (2 * bin_index + 1) / bins - 1], dim=-1)
-    table = torch.from_numpy(prior.probs).to(mm.device).expand(len(mm), 1, -1, -1, -1)
-    probs = F.grid_sample(table, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]
+    # Index -> voxel of the box, counted from its first: one affine map, as cheap as its three axes one by one.
+    spacing, middle = torch.tensor(prior.spacing, device=device), (torch.tensor(prior.size, device=device) - 1) / 2
+    turn = index_to_mm[:, :3, :3] / spacing[:, None]
+    shift = (index_to_mm[:, :3, 3] - centre.nan_to_num()) / spacing + middle
+
+    def coordinate(axis: int, scale: float, offset: float) -> Tensor:
+        """[B, D, H, W], or with 1 where it does not change: scale * voxel + offset along an axis of the box."""
+        total = (scale * shift[:, axis] + offset).view(-1, 1, 1, 1)
+        for along, n in enumerate(size):
+            slope = scale * turn[:, axis, along]
+            if n > 1 and slope.any():
+                shape = [-1 if place == along else 1 for place in range(3)]
+                steps = torch.arange(n, device=device, dtype=torch.float32).view(1, *shape)
+                total = total + slope.view(-1, 1, 1, 1) * steps
+        return total
+
+    of_slice = torch.floor(coordinate(0, 1.0, 0.5 + _ROUNDING))
+    bin_index = torch.floor(of_slice * len(prior.probs) / depth)
     beyond = (of_slice < 0) | (of_slice >= depth)
+    table = torch.from_numpy(prior.probs).to(device)
+    # grid_sample counts from border to border, -1 to 1.
+    across, down = (coordinate(axis, 2 / n, 1 / n - 1).expand(-1, *size) for axis, n in ((2, width), (1, height)))
+    if bin_index[0].numel() == 1:  # slices: one bin each
+        flat = torch.stack([across, down], dim=-1).flatten(1, 2)
+        planes = table[bin_index.flatten().long().clamp(0, len(table) - 1)].unsqueeze(1)
+        probs = F.grid_sample(planes, flat, align_corners=False).view(len(flat), *size)
+    else:
+        # A bin's own number makes "linear along z" that bin alone.
+        upward = ((2 * bin_index + 1) / len(table) - 1).expand(-1, *size)
+        grid = torch.stack([across, down, upward], dim=-1)
+        probs = F.grid_sample(table.expand(len(grid), 1, -1, -1, -1), grid, align_corners=False)[:, 0]
     probs = probs.masked_fill(beyond, 0.0).clamp(min=floor)
     return torch.where(known.view(-1, 1, 1, 1), probs, NEUTRAL)
