@@ -29,8 +29,6 @@ from organseg.methods.organ_positions import true_centres
 from organseg.strict_yaml import read_yaml
 from organseg.volumes import read_label
 
-BINS = ("1", "all")
-POSITIONS = ("naive", "true")
 FAR_MM = 20.0
 
 
@@ -38,7 +36,7 @@ def work(base: Run, arguments: argparse.Namespace, more: list[str]) -> None:
     """Train and test what is not finished, while there is time to begin."""
     end = time.monotonic() + 60 * arguments.minutes
     trained = base.folder
-    for bins in BINS:
+    for bins in arguments.bins:
         run = trained.with_name(f"stipple0_bins_{bins}")
         if (run / "test" / "summary.csv").exists() or time.monotonic() > end:
             continue
@@ -46,7 +44,7 @@ def work(base: Run, arguments: argparse.Namespace, more: list[str]) -> None:
         words[words.index("--out") + 1] = str(run)
         organseg("fit", *words, "--model.init_args.bins", bins)
         organseg("test", "--config", f"{run / 'config.yaml'}", "--ckpt_path", f"{run / 'checkpoints' / 'last.ckpt'}")
-    for position in POSITIONS:
+    for position in arguments.positions:
         run = trained.with_name(f"stipple0_{position}")
         if (run / "test" / "summary.csv").exists() or time.monotonic() > end:
             continue
@@ -131,6 +129,8 @@ def main() -> None:
     parser.add_argument("--dataset", default="btcv", help="prefix of the experiments' configs")
     parser.add_argument("--share", type=int, default=30, help="per cent of the labels")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bins", nargs="*", default=["1", "all"], help="beside the config's")
+    parser.add_argument("--positions", nargs="*", default=["naive", "true"], help="beside the config's")
     parser.add_argument("--tables", type=Path, help="folder of the tables; default: OUT")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this; 0: tables only")
     arguments, more = parser.parse_known_args()
@@ -139,8 +139,8 @@ def main() -> None:
     work(base, arguments, more)
     tables = arguments.tables or arguments.out
     tables.mkdir(parents=True, exist_ok=True)
-    variants = [ROUND0, "inerrant0", "stipple0", "stipple", *(f"stipple0_bins_{bins}" for bins in BINS),
-                *(f"stipple0_{position}" for position in POSITIONS)]  # fmt: skip
+    variants = [ROUND0, "inerrant0", "stipple0", "stipple", *(f"stipple0_bins_{bins}" for bins in arguments.bins),
+                *(f"stipple0_{position}" for position in arguments.positions)]  # fmt: skip
     lines = []
     for name in variants:
         run = base.folder.with_name(name)

@@ -49,11 +49,13 @@ def base_of(config: Path) -> Path | None:
     return includes[0] if includes[0] in EXPERIMENTS else None
 
 
-VARIANTS = [config for config in EXPERIMENTS if base_of(config)]
+WITH_COARSE = [config for config in EXPERIMENTS if "coarse" in load_config(config)["model"]["init_args"]]
+"""They go on from another experiment's result; test_stipple.py runs them."""
+VARIANTS = [config for config in EXPERIMENTS if base_of(config) and config not in WITH_COARSE]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", sorted({*EXPERIMENTS} - {*VARIANTS}), ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", sorted({*EXPERIMENTS} - {*VARIANTS} - {*WITH_COARSE}), ids=lambda path: path.stem)
 def test_experiment_runs_from_fit_to_predict(config: Path, toy: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     steps = steps_of(load_config(config))
@@ -105,6 +107,23 @@ def test_a_variant_differs_in_the_methods_options_alone(config: Path) -> None:
     assert variant == whole and methods[0] != methods[1]
     network = build_module(methods[0], ["liver", "spleen"]).network.eval()
     assert network(torch.zeros(1, 1, 48, 40)).shape == (1, 3, 48, 40)
+
+
+@pytest.mark.parametrize("config", WITH_COARSE, ids=lambda path: path.stem)
+def test_what_goes_on_from_a_coarse_model_names_one_of_the_same_data(config: Path) -> None:
+    whole = load_config(config)
+    coarse = config.with_name(f"{Path(whole['model']['init_args']['coarse']).parts[1]}.yaml")
+    before = load_config(coarse)
+    assert whole["model"]["init_args"]["coarse"] == f"{before['out']}/checkpoints/last.ckpt"
+    assert whole["data"] == before["data"] and whole["seed"] == before["seed"]
+    network = build_module(whole["model"], ["liver", "spleen"]).network
+    other = build_module(before["model"], ["liver", "spleen"]).network
+    assert [value.shape for value in network.state_dict().values()] == [v.shape for v in other.state_dict().values()]
+    rounds = config.stem.endswith("_stipple")
+    assert rounds == bool(whole.get("curriculum"))
+    plain = load_config(config.with_name(f"{config.stem}0.yaml")) if rounds else whole
+    steps = whole["trainer"]["max_steps"] + (whole["curriculum"]["round_steps"] if rounds else 0)
+    assert steps == plain["trainer"]["max_steps"], "with and without relabelling, the same number of steps"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("ablation/*.yaml")))

@@ -277,3 +277,28 @@ def test_the_true_position_needs_a_truth(fitted, monkeypatch):
     np.testing.assert_array_equal(found, true_centres(case, 4))
     with pytest.raises(UsageError, match="needs a truth"):
         module.centres_of(replace(case, key="other/scan", truth=None))
+
+
+class SaveAt(L.Callback):
+    """Saves a checkpoint in the middle, as a run does that is stopped there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        if trainer.global_step == 2:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_stopped_run_goes_on_with_the_positions_that_it_had_and_needs_no_coarse_model(cache, tmp_path):
+    coarse, stopped = coarse_of(data_of(cache), tmp_path / "coarse.ckpt"), tmp_path / "stopped.ckpt"
+    whole, first = method(coarse), trainer(tmp_path, 4)
+    first.callbacks.append(SaveAt(stopped))
+    first.fit(whole, data_of(cache))
+    coarse.unlink()
+    resumed = method(coarse)
+    trainer(tmp_path, 4).fit(resumed, data_of(cache), ckpt_path=stopped, weights_only=True)
+    for name, value in whole.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, resumed.state_dict()[name]), name
+    assert resumed.centres.keys() == whole.centres.keys()
