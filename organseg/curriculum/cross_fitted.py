@@ -104,6 +104,11 @@ class Judges(L.LightningModule):
         self.second = second
         self.first_half = first_half
 
+    def on_fit_start(self) -> None:
+        """Each begins with its own weights, not with any that have seen all annotations."""
+        for judge in (self.first, self.second):
+            judge.begin(afresh=True)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of both losses, each on its half; multiplied by the world size because DDP averages gradients."""
         half = torch.from_numpy(np.stack([self.first_half[case] for case in batch["case"]])).to(self.device)

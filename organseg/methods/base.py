@@ -86,6 +86,13 @@ class SegmentationModule(L.LightningModule):
 
     # Training.
 
+    def begin(self, afresh: bool = False) -> None:
+        """What a training needs before its first step, unless a checkpoint brought it; `afresh`: keep new weights."""
+
+    def on_fit_start(self) -> None:
+        """Begin."""
+        self.begin()
+
     def all_sum(self, sums: Tensor) -> Tensor:
         """Sum over ranks, the other ranks' part detached."""
         if not torch.distributed.is_initialized():

@@ -146,10 +146,10 @@ class PriorModule(PartialLabelModule):
 
     # Training.
 
-    def on_fit_start(self) -> None:
+    def begin(self, afresh: bool = False) -> None:
         """Build the priors and find all organs, unless a checkpoint brought them."""
         if self.known is None:
-            self._load_coarse()
+            self._load_coarse(self.start == "coarse" and not afresh)
             self.known = self._priors()
             self.centres = self._training_centres()
             if self.trainer.is_global_zero:
@@ -177,16 +177,18 @@ class PriorModule(PartialLabelModule):
             )
         return found
 
-    def _load_coarse(self) -> None:
-        """Take the coarse model's weights, also to start from.
+    def _load_coarse(self, go_on: bool) -> None:
+        """Take the coarse model's weights, also to go on from.
 
         Raises:
             UsageError: If there is none, or it is not of this run's kind.
         """
-        weights = coarse_weights(self.coarse_checkpoint, self.organs, self.preprocessing, self.source.content_hash)
+        weights = coarse_weights(
+            self.coarse_checkpoint, self.organs, self.source.preprocessing, self.source.content_hash
+        )
         try:
             self.coarse.load_state_dict(weights)
-            if self.start == "coarse":
+            if go_on:
                 go_on_from(self.network, weights)
         except RuntimeError as error:
             raise UsageError(

@@ -10,11 +10,12 @@ import torch
 from synthetic import make_cache, write_dataset
 
 from organseg.batch import View, WholeCase
-from organseg.data import SliceDataModule
+from organseg.curriculum import CrossFittedConfidence
+from organseg.data import PatchDataModule, SliceDataModule
 from organseg.errors import UsageError
 from organseg.methods import PartialLabelModule, PriorModule
 from organseg.methods.organ_positions import Positioning, PriorGrid, learned_priors, true_centres
-from organseg.networks import UNet
+from organseg.networks import NNUNet, UNet
 from organseg.runtime.checkpoint_io import save_checkpoint
 
 ORGANS = ("liver", "left_kidney", "right_kidney", "spleen")
@@ -189,12 +190,12 @@ def test_training_leaves_the_coarse_model_alone_and_starts_from_it(fitted, coars
     for name, value in module.coarse.state_dict().items():
         assert torch.equal(value, weights[f"network.{name}"])
     assert not torch.equal(module.network.head.weight, weights["network.head.weight"])
-    begun, scratch = method(coarse), method(coarse, start="scratch")
-    for one, same in ((begun, True), (scratch, False)):
+    begun, scratch, judge = method(coarse), method(coarse, start="scratch"), method(coarse)
+    for one, same in ((begun, True), (scratch, False), (judge, False)):
         one.trainer = trainer(tmp_path)
         one.trainer.datamodule = data_of(cache)
         one.preprocessing = one.trainer.datamodule.preprocessing
-        one._load_coarse()
+        one.begin(afresh=one is judge)
         assert torch.equal(one.network.head.weight, weights["network.head.weight"]) == same
 
 
@@ -277,6 +278,42 @@ def test_the_true_position_needs_a_truth(fitted, monkeypatch):
     np.testing.assert_array_equal(found, true_centres(case, 4))
     with pytest.raises(UsageError, match="needs a truth"):
         module.centres_of(replace(case, key="other/scan", truth=None))
+
+
+def test_patches_of_three_dimensions(cache, tmp_path):
+    """A 3D network, windows smaller than the case, deep supervision's coarser labels: priors at all of them."""
+
+    def network(in_channels: int, out_channels: int) -> NNUNet:
+        return NNUNet(in_channels, out_channels, width=4, depth=3, dims=3)
+
+    def data() -> PatchDataModule:
+        return PatchDataModule(cache, label_share=0.4, val_share=0.0, batch_size=2, workers=0, organs=ORGANS,
+                               patch_size=(8, 16, 16))  # fmt: skip
+
+    record = {"preprocessing": data().preprocessing.to_json(), "identity": {"data content": data().content_hash}}
+    torch.manual_seed(5)
+    state = PartialLabelModule(ORGANS, network).state_dict()
+    save_checkpoint({"state_dict": state, "organseg": {"organs": list(ORGANS), **record}}, tmp_path / "coarse.ckpt")
+    module = method(tmp_path / "coarse.ckpt", network=network)
+    trainer(tmp_path).fit(module, data())
+    module.eval().trainer = trainer(tmp_path)
+    case = replace(data().training_cases()[0], key="other/scan")
+    assert module.segment(case).shape == case.shape
+    source = data()
+    source.trainer = module.trainer
+    batch = next(iter(source.train_dataloader()))
+    found = module.prior_of(batch, batch["image"].shape[2:])
+    assert found.shape == (2, 4, 8, 16, 16) and (found < 0.5).any()
+
+
+def test_judges_have_priors_of_their_own(cache, coarse, tmp_path):
+    judges = CrossFittedConfidence(steps=1).learner(
+        method(coarse), lambda: method(coarse), {key: np.ones(4, bool) for key in data_of(cache).case_keys("fit")}
+    )
+    trainer(tmp_path, 1).fit(judges, data_of(cache))
+    again = CrossFittedConfidence(steps=1).learner(method(None), lambda: method(None), {"a/b": np.ones(4, bool)})
+    again.load_state_dict(judges.state_dict())
+    assert all(judge.known is not None and judge.centres for judge in (again.first, again.second))
 
 
 class SaveAt(L.Callback):
