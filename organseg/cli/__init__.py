@@ -14,6 +14,8 @@ _LIGHTNING = {
     "test": "all metrics on the held-out patients, as tables and label maps",
 }
 
+_SHARD = "every N-th case, from the I-th on (0 to N - 1): for a task of a job array; all tasks share one --out"
+
 
 def run(argv: Sequence[str]) -> int:
     """Run one command.
@@ -86,6 +88,7 @@ def _add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     grid.add_argument("--size", type=int, help="rows and columns of the slices, for example 128 (default: the scan's)")
     grid.add_argument("--spacing", type=float, nargs=3, metavar=("Z", "Y", "X"), help="voxel spacing, mm")
     preparer.add_argument("--processes", type=int, default=0, help="default: all cores")
+    preparer.add_argument("--shard", default="0/1", metavar="I/N", help=_SHARD)
 
     planner = commands.add_parser("plan", help="sizes of an nnU-Net for prepared data sets, as a config")
     planner.add_argument("cache", metavar="CACHE")
@@ -123,6 +126,7 @@ def _add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     predictor.add_argument(
         "--assume_affine", action="store_true", help="files without one lie left, anterior, superior"
     )
+    predictor.add_argument("--shard", default="0/1", metavar="I/N", help=_SHARD)
     predictor.add_argument("--accelerator", default="auto", help="cpu, gpu, ...")
     predictor.add_argument("--devices", default="1")
     predictor.add_argument("--precision", default="32-true", help="for example bf16-mixed")
@@ -139,6 +143,11 @@ def _add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         "--voxel", type=int, nargs=3, metavar=("Z", "Y", "X"),
         help="attention: index in the cached image, z from the feet, y from the front, x from the patient's right",
     )  # fmt: skip
+
+    doctor = commands.add_parser("doctor", help="what this machine has, and what would go wrong on it")
+    doctor.add_argument("--cache", nargs="+", default=[], help="prepared folders to look at")
+    doctor.add_argument("--out", nargs="+", default=[], help="folders that will be written to")
+    doctor.add_argument("--quick", action="store_true", help="without starting two ranks")
 
     exporter = commands.add_parser("export", help="pseudo-labels of a relabelling round as NIfTI, for a viewer")
     exporter.add_argument("run", metavar="RUN")

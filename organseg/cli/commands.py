@@ -115,22 +115,24 @@ def _show(faults: Iterable[Fault]) -> None:
 def prepare_command(arguments: Namespace) -> int:
     """`organseg prepare`: fill a cache."""
     from organseg.data.prepare import prepare
+    from organseg.data.shards import Shard
     from organseg.volumes import WorkingGrid
 
     if (arguments.size is not None and arguments.size < 1) or not all(0 < mm < inf for mm in arguments.spacing or ()):
         raise UsageError("--size and --spacing must be numbers above 0")
     grid = WorkingGrid(arguments.size, tuple(arguments.spacing) if arguments.spacing else None)
-    refused = 0
+    refused, shard = 0, Shard.parse(arguments.shard)
     for manifest in _manifests(arguments.datasets):
-        results = prepare(manifest, Path(arguments.out), grid, arguments.processes or usable_cores())
+        results = prepare(manifest, Path(arguments.out), grid, arguments.processes or usable_cores(), shard)
         made = skipped = bad = 0
-        for prepared in _progress(results, len(manifest.cases), f"preparing {manifest.name}"):
+        for prepared in _progress(results, len(shard.of(manifest.cases)), f"preparing {manifest.name}"):
             _show(prepared.faults)
             bad += not prepared.digest
             skipped += prepared.skipped
             made += bool(prepared.digest) and not prepared.skipped
         refused += bad
-        print(f"{manifest.name}: {made} cases prepared, {skipped} were current, {bad} refused")
+        part = "" if shard.count == 1 else f" (shard {shard.index} of {shard.count})"
+        print(f"{manifest.name}{part}: {made} cases prepared, {skipped} were current, {bad} refused")
     return 3 if refused else 0
 
 
@@ -190,6 +192,13 @@ def report_command(arguments: Namespace) -> int:
         draw = {"attention": analysis.attention, "receptive-field": analysis.receptive_field, "prior": analysis.prior}
         print(draw[arguments.what](arguments))
     return 0
+
+
+def doctor_command(arguments: Namespace) -> int:
+    """`organseg doctor`: the machine."""
+    from organseg.cli.doctor import doctor
+
+    return doctor(arguments)
 
 
 def export_command(arguments: Namespace) -> int:

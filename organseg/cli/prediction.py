@@ -1,8 +1,8 @@
 """`organseg predict`: label maps of new scans from a checkpoint and nothing else (DESIGN.md 4).
 
 The checkpoint names the method, the network, the organs and what a scan goes through before it. Each input becomes
-`OUT/<file name>.nii.gz` on its own grid; `predictions.jsonl` remembers what each output was made from, so that the same
-command skips what is done and refuses to replace what was made otherwise.
+`OUT/<file name>.nii.gz` on its own grid; `predictions.jsonl`, one a shard, remembers what each output was made from, so
+that the same command skips what is done and refuses to replace what was made otherwise.
 """
 
 import json
@@ -26,6 +26,7 @@ from organseg.batch import WholeCase
 from organseg.checkpoints import verify_checkpoint
 from organseg.cli.modules import load_module
 from organseg.cli.training import quieten
+from organseg.data.shards import Shard
 from organseg.errors import Fault, InputError, StorageError, UsageError
 from organseg.files import publish_text, sha256_of
 from organseg.methods.base import SegmentationModule
@@ -56,7 +57,8 @@ def predict(arguments: Namespace) -> int:
     quieten()
     paths, out = [Path(path) for path in arguments.ckpt_path], Path(arguments.out)
     digests = [verify_checkpoint(path) for path in paths]
-    inputs = list(_inputs([Path(given) for given in arguments.input]))
+    shard = Shard.parse(arguments.shard)
+    inputs = shard.of(list(_inputs([Path(given) for given in arguments.input])))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -80,7 +82,7 @@ def predict(arguments: Namespace) -> int:
         enable_checkpointing=False,
         enable_progress_bar=sys.stdout.isatty(),
         use_distributed_sampler=False,
-        callbacks=[Writer(jobs, out, arguments.probabilities, module.organs)],
+        callbacks=[Writer(jobs, out, arguments.probabilities, module.organs, shard)],
     )
     loader = DataLoader(scans, batch_size=None, sampler=range(len(scans)))
     trainer.predict(module, loader, return_predictions=False)
@@ -149,15 +151,15 @@ def _plan(inputs: Sequence[Path], out: Path, options: dict[str, Any], overwrite:
 
 
 def _made(out: Path) -> dict[str, dict[str, Any]]:
-    """What earlier calls wrote down; a torn last line is left out."""
+    """What earlier calls wrote down, all shards of them; a torn last line is left out."""
     made = {}
-    path = out / "predictions.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-            made[record.pop("name")] = record
-        except (ValueError, KeyError, AttributeError):
-            continue
+    for path in sorted(out.glob("predictions*.jsonl"), key=lambda path: path.stat().st_mtime):
+        for line in path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+                made[record.pop("name")] = record
+            except (ValueError, KeyError, AttributeError):
+                continue
     return made
 
 
@@ -219,8 +221,12 @@ class Scans(Dataset[WholeCase | None]):
 class Writer(L.Callback):
     """Segments each case as the trainer delivers it, and publishes its label map."""
 
-    def __init__(self, jobs: Sequence[Job], out: Path, probabilities: bool, organs: Sequence[str]) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], out: Path, probabilities: bool, organs: Sequence[str], shard: Shard
+    ) -> None:
         self.jobs = jobs
+        # Of each shard its own: tasks on several machines cannot append to one file.
+        self.journal = out / ("predictions.jsonl" if shard.count == 1 else f"predictions_{shard.name}.jsonl")
         self.out = out
         self.probabilities = probabilities
         self.organs = organs
@@ -236,7 +242,7 @@ class Writer(L.Callback):
             self._write_probabilities(pl_module, batch, job)
         write_label(job.output, outputs, batch.affine)
         record = {"name": job.output.name, **job.made_from, "output": sha256_of(job.output)}
-        with (self.out / "predictions.jsonl").open("a") as file:
+        with self.journal.open("a") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())

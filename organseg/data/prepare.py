@@ -18,6 +18,7 @@ from organseg.data.check import examine
 from organseg.data.cohort import write_index
 from organseg.data.fingerprint import write_fingerprint
 from organseg.data.manifest import CaseEntry, Manifest
+from organseg.data.shards import Shard, forget_shards, record_shard
 from organseg.errors import Fault, InputError, IntegrityError, StorageError
 from organseg.files import reap_stale, sha256_of
 from organseg.processes import in_processes
@@ -34,14 +35,21 @@ class Prepared:
     faults: tuple[Fault, ...]
 
 
-def prepare(manifest: Manifest, cache: Path, grid: WorkingGrid, processes: int) -> Iterator[Prepared]:
-    """Prepare all cases of a data set; the index that marks it complete is written after the last one.
+def prepare(
+    manifest: Manifest,
+    cache: Path,
+    grid: WorkingGrid,
+    processes: int,
+    shard: Shard = Shard(),  # noqa: B008 - frozen
+) -> Iterator[Prepared]:
+    """Prepare the cases of a data set; the index that marks it complete is written after the last one.
 
     Args:
         manifest: The data set.
         cache: Folder of the cache; the data set gets a folder of its name in it.
         grid: Where networks will see the scans.
         processes: Worker processes.
+        shard: Which of its cases; the last shard to end writes the index.
 
     Yields:
         What became of each case, in order.
@@ -55,11 +63,19 @@ def prepare(manifest: Manifest, cache: Path, grid: WorkingGrid, processes: int) 
     except OSError as error:
         raise StorageError(f"{folder}: cannot be made: {error.strerror}; choose another --out") from error
     reap_stale(folder)
-    digests = {}
-    for prepared in in_processes(partial(prepare_case, manifest, folder, grid), manifest.cases, processes):
+    digests: dict[str, str] = {}
+    for prepared in in_processes(partial(prepare_case, manifest, folder, grid), shard.of(manifest.cases), processes):
         if prepared.digest:
             digests[prepared.case] = prepared.digest
         yield prepared
+    if shard.count > 1:
+        made_of = [[case.id, _identity(manifest, case, grid)] for case in manifest.cases]
+        complete = record_shard(folder, shard, made_of, digests)
+        if complete is None:
+            return
+        digests = complete
+    else:
+        forget_shards(folder)
     write_fingerprint(folder, [CachedCase(folder / f"{name}.h5") for name in sorted(digests)])
     write_index(folder, digests)
 

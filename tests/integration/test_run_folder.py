@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from toy import TOY, organseg
 
+from organseg import cli
+
 CONFIG = Path(__file__).parents[2] / "configs" / "experiment" / "phantom_30_inerrant0.yaml"
 
 
@@ -111,6 +113,23 @@ def test_predict_skips_what_is_made_and_refuses_what_is_not_its_own(
     assert output.read_bytes() == b"somebody's work"
     organseg(*command, "--overwrite")
     assert output.read_bytes() != b"somebody's work"
+
+
+def test_shards_of_a_prediction_make_it_whole(
+    finished: tuple[Path, list[object]], toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for n in range(3):
+        shutil.copy(toy / "phantoms" / "img" / "phantom_000.nii.gz", scans / f"scan{n}.nii.gz")
+    words = ["predict", "--ckpt_path", str(finished[0] / "checkpoints" / "last.ckpt"), "--input", str(scans), "--out",
+             str(tmp_path / "out"), "--accelerator", "cpu"]  # fmt: skip
+    assert cli.run([*words, "--shard", "1/2"]) == 0
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["scan1.nii.gz"]
+    assert cli.run([*words, "--shard", "0/2"]) == 0 and cli.run([*words, "--shard", "1/2"]) == 0
+    assert cli.run(words) == 0
+    assert "all 3 outputs are made already" in capsys.readouterr().out
+    assert cli.run([*words, "--shard", "2/2"]) == 2
 
 
 def test_predict_refuses_a_bad_input_and_does_the_others(

@@ -1,0 +1,115 @@
+"""Shards of a cohort meet in one index, whatever their order, and however often one is repeated."""
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic import write_dataset
+
+from organseg.data.cohort import read_index
+from organseg.data.manifest import load_manifest
+from organseg.data.prepare import prepare
+from organseg.data.shards import Shard
+from organseg.errors import UsageError
+from organseg.volumes import WorkingGrid
+
+CASES = 5
+SMALL = WorkingGrid(size=16)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("set"), CASES)
+
+
+def content(cache: Path) -> dict[str, bytes]:
+    """All that training reads."""
+    files = [path for path in (cache / "tiny").iterdir() if not path.name.startswith("shard_")]
+    return {path.name: path.read_bytes() for path in files}
+
+
+def run(dataset: Path, cache: Path, shard: str, grid: WorkingGrid = SMALL) -> list[str]:
+    return [done.case for done in prepare(load_manifest(dataset), cache, grid, 1, Shard.parse(shard))]
+
+
+def index(cache: Path) -> Path:
+    return cache / "tiny" / "index.json"
+
+
+@given(st.integers(1, 9), st.integers(0, 30))
+def test_shards_are_a_partition(count, items):
+    parts = [Shard(n, count).of(range(items)) for n in range(count)]
+    assert sorted(item for part in parts for item in part) == list(range(items))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("text", ["", "1", "3/3", "-1/3", "0/0", "a/b", "1/2/3", "0.0/1", "\u0660/\u0661"])
+def test_what_is_no_shard_is_refused(text):
+    with pytest.raises(UsageError, match="expected I/N"):
+        Shard.parse(text)
+
+
+def test_three_in_random_order_one_killed_and_repeated_are_as_one(dataset, tmp_path):
+    run(dataset, tmp_path / "whole", "0/1")
+    for seed in range(3):
+        order = random.Random(seed).sample(range(3), 3)
+        cache = tmp_path / str(seed)
+        killed = prepare(load_manifest(dataset), cache, SMALL, 1, Shard(order[0], 3))
+        next(killed)
+        killed.close()  # after its first case, before its record
+        for n in order[1:]:
+            run(dataset, cache, f"{n}/3")
+            assert not index(cache).exists()
+        run(dataset, cache, f"{order[0]}/3")
+        assert content(cache) == content(tmp_path / "whole")
+        assert len(read_index(cache / "tiny")) == CASES
+
+
+def test_a_repeated_shard_changes_nothing(dataset, tmp_path):
+    for n in (1, 0, 1, 1):
+        run(dataset, tmp_path, f"{n}/2")
+    before = content(tmp_path)
+    run(dataset, tmp_path, "0/2")
+    assert content(tmp_path) == before
+
+
+def test_more_shards_than_cases(dataset, tmp_path):
+    done = [run(dataset, tmp_path, f"{n}/{CASES + 2}") for n in range(CASES + 2)]
+    assert [len(part) for part in done] == [1] * CASES + [0, 0]
+    assert len(read_index(tmp_path / "tiny")) == CASES
+
+
+def test_shards_of_another_preparation_count_as_none(dataset, tmp_path):
+    run(dataset, tmp_path, "0/2", WorkingGrid(size=8))
+    run(dataset, tmp_path, "1/2")
+    assert not index(tmp_path).exists()
+    run(dataset, tmp_path, "0/3")
+    assert not index(tmp_path).exists()
+    run(dataset, tmp_path, "0/2")
+    assert index(tmp_path).exists()
+
+
+def test_a_damaged_record_counts_as_none(dataset, tmp_path):
+    run(dataset, tmp_path, "0/2")
+    (tmp_path / "tiny" / "shard_0_of_2.json").write_text("{")
+    run(dataset, tmp_path, "1/2")
+    assert not index(tmp_path).exists()
+
+
+def test_a_refused_case_is_not_in_the_index(dataset, tmp_path):
+    broken = tmp_path / "set"
+    shutil.copytree(dataset.parent, broken)
+    next(iter(sorted(broken.rglob("*case1*")))).write_bytes(b"")
+    cache = tmp_path / "cache"
+    for n in range(2):
+        run(broken / dataset.name, cache, f"{n}/2")
+    assert [case.path.stem for case in read_index(cache / "tiny")] == ["case0", "case2", "case3", "case4"]
+
+
+def test_preparing_all_at_once_forgets_shards(dataset, tmp_path):
+    run(dataset, tmp_path, "0/2")
+    run(dataset, tmp_path, "0/1")
+    assert not list((tmp_path / "tiny").glob("shard_*"))
