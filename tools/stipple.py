@@ -25,10 +25,10 @@ from organseg.cli.modules import load_module
 from organseg.cli.training import quieten
 from organseg.data import SliceDataModule
 from organseg.methods import PriorModule
-from organseg.methods.organ_positions import true_centres
 from organseg.strict_yaml import read_yaml
 from organseg.volumes import read_label
 
+FOUND = ("naive", "aligned", "matched")
 FAR_MM = 20.0
 
 
@@ -95,8 +95,9 @@ def position_errors(run: Path) -> list[dict[str, str]]:
     cases, lines = data.training_cases(), []
     for number in range(len(cases)):
         case = cases[number]
-        truth = true_centres(case, len(data.organs))
-        for position in ("naive", "aligned"):
+        assert module.known is not None
+        truth = module.positioning.annotated(case, module.known)
+        for position in FOUND:
             module.position = position  # type: ignore[assignment]
             module.forget_positions()
             found = module.centres_of(case)
@@ -110,15 +111,15 @@ def position_errors(run: Path) -> list[dict[str, str]]:
 def show_positions(lines: list[dict[str, str]]) -> None:
     """Median distance of each organ."""
     print("\nMedian distance (mm) of the found centre from the true one, and cases in which the organ was not found")
-    print("| organ | naive | aligned | not found |\n|---|---:|---:|---:|")
+    print(f"| organ | {' | '.join(FOUND)} | not found |\n|---|" + "---:|" * (len(FOUND) + 1))
     for organ in dict.fromkeys(line["organ"] for line in lines):
         cells, missed = [], 0
-        for position in ("naive", "aligned"):
+        for position in FOUND:
             ours = [line["off_mm"] for line in lines if (line["organ"], line["position"]) == (organ, position)]
             missed = ours.count("")
             known = [float(off) for off in ours if off]
             cells.append(f"{statistics.median(known):.1f}" if known else "")
-        print(f"| {organ} | {cells[0]} | {cells[1]} | {missed} of {len(ours)} |")
+        print(f"| {organ} | {' | '.join(cells)} | {missed} of {len(ours)} |")
 
 
 def main() -> None:
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("--share", type=int, default=30, help="per cent of the labels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bins", nargs="*", default=["1", "all"], help="beside the config's")
-    parser.add_argument("--positions", nargs="*", default=["naive", "true"], help="beside the config's")
+    parser.add_argument("--positions", nargs="*", default=["naive", "aligned", "true"], help="beside the config's")
     parser.add_argument("--tables", type=Path, help="folder of the tables; default: OUT")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this; 0: tables only")
     arguments, more = parser.parse_known_args()

@@ -10,9 +10,23 @@ from numpy.typing import NDArray
 
 from organseg.batch import WholeCase
 from organseg.files import publish_text
-from organseg.priors import OrganPriors, Prior, Reference, build_prior, coarse_centre, corrected_centre, drawn
-from organseg.priors.build import bounding_box
+from organseg.priors import (
+    OrganPriors,
+    Prior,
+    Reference,
+    build_prior,
+    coarse_centre,
+    corrected_centre,
+    drawn,
+    matched_centre,
+    matched_prior,
+    slices_of,
+)
+from organseg.priors.build import Box, bounding_box
 from organseg.volumes import WorkingGrid
+
+Centring = Literal["boxes", "matched"]
+Position = Literal["matched", "aligned", "naive", "true"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,14 @@ class PriorGrid:
 
         An organ that reaches a border of the scan may be cut there.
         """
+        shape = self.of(case).shape
+        return {
+            channel: (mask, bool((low > 0).all() and (high < shape).all()))
+            for channel, (mask, (low, high)) in self.placed_masks(case).items()
+        }
+
+    def placed_masks(self, case: WholeCase) -> dict[int, tuple[NDArray[np.bool_], Box]]:
+        """Of each annotated organ that the case shows: the mask in its bounding box, and that box."""
         assert case.truth is not None
         shape = self.of(case).shape
         nearest = [
@@ -48,22 +70,22 @@ class PriorGrid:
             mask = label == channel + 1
             if mask.any():
                 low, high = bounding_box(mask)
-                whole = bool((low > 0).all() and (high < shape).all())
-                found[int(channel)] = (mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], whole)
+                found[int(channel)] = (mask[tuple(slice(a, b) for a, b in zip(low, high, strict=True))], (low, high))
         return found
 
 
 def learned_priors(
-    cases: Sequence[WholeCase], organs: Sequence[str], grid: PriorGrid, bins: int | Literal["all"]
+    cases: Sequence[WholeCase], organs: Sequence[str], positioning: "Positioning", bins: int | Literal["all"]
 ) -> OrganPriors:
     """Priors and references of all organs; cases that the field of view cuts count only where there is no other.
 
     Args:
         cases: The training cases of the fold, with what they annotate.
         organs: In channel order.
-        grid: To build on.
+        positioning: Its grid, and how organs are centred.
         bins: Along z.
     """
+    grid = positioning.grid
     found: list[list[tuple[Reference, bool]]] = [[] for _ in organs]
     for number in range(len(cases)):
         case = cases[number]
@@ -75,8 +97,12 @@ def learned_priors(
         if not pool:
             priors.append(None)
             continue
-        depth = max(reference.mask.shape[0] for reference in pool)
-        probs = build_prior([reference.mask for reference in pool], depth if bins == "all" else bins)
+        masks = [reference.mask for reference in pool]
+        wanted = sum(len(mask) for mask in masks) if bins == "all" else bins
+        if positioning.centring == "matched":
+            probs, depth = matched_prior(masks, wanted, positioning.max_shift)
+        else:
+            probs, depth = build_prior(masks, wanted), max(len(mask) for mask in masks)
         size = (depth, *probs.shape[1:])
         z, y, x = (n * mm for n, mm in zip(size, grid.spacing, strict=True))
         cases_of = tuple(reference.case for reference in pool)
@@ -108,45 +134,75 @@ def in_mm(index: NDArray[np.float64], case: WholeCase) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Positioning:
-    """How organs are found in a coarse segmentation.
+    """Where organs are taken to be.
 
     Attributes:
         grid: To find them on.
-        references: Annotated cases that vote.
+        centring: Of annotated organs: the middle of their bounding `boxes` (thesis), or where their prior fits best
+            (`matched`); the prior is built accordingly.
+        references: Annotated cases that vote on an alignment.
         max_shift_mm: Largest correction along each axis.
         seed: Draws the references.
     """
 
     grid: PriorGrid
+    centring: Centring
     references: int
     max_shift_mm: float
     seed: int = 0
 
-    def centres(
+    @property
+    def max_shift(self) -> list[int]:
+        """In voxels (z, y, x)."""
+        return [round(self.max_shift_mm / mm) for mm in self.grid.spacing]
+
+    def annotated(self, case: WholeCase, known: OrganPriors) -> NDArray[np.float32]:
+        """Centres of the annotated organs, [K, 3] mm as from `found`; NaN where not annotated, or absent."""
+        if self.centring == "boxes":
+            return true_centres(case, len(known.priors))
+        result = np.full((len(known.priors), 3), np.nan, dtype=np.float32)
+        on_grid = self.grid.of(case)
+        for channel, (mask, box) in self.grid.placed_masks(case).items():
+            prior = known.priors[channel]
+            if prior is not None:
+                low, high = box
+                whole = np.zeros(on_grid.shape, dtype=bool)
+                whole[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = mask
+                result[channel] = in_mm(matched_centre(whole, box, slices_of(prior), self.max_shift), on_grid)
+        return result
+
+    def found(
         self,
         case: WholeCase,
         probs: NDArray[np.floating],
         wanted: NDArray[np.bool_],
-        references: Sequence[Sequence[Reference]],
+        known: OrganPriors,
+        position: Position,
     ) -> NDArray[np.float32]:
-        """Where the wanted organs are.
+        """Where the wanted organs are in a coarse segmentation.
 
         Args:
             case: The case with `grid` as its wanted grid.
             probs: [K, Z, Y, X] of the coarse model, on that grid.
             wanted: [K].
-            references: Of each organ; where there is none the coarse centre stays.
+            known: Priors and references of the organs.
+            position: How.
 
         Returns:
             [K, 3] mm (z, y, x) from the first voxel of the case's image; NaN where not wanted, or nothing was found.
         """
         result = np.full((len(probs), 3), np.nan, dtype=np.float32)
-        most = [round(self.max_shift_mm / mm) for mm in self.grid.spacing]
         for channel in map(int, np.flatnonzero(wanted)):
-            coarse = coarse_centre(probs[channel])
-            if coarse is not None:
-                ours = drawn(references[channel], case.key, self.seed, self.references)
-                result[channel] = in_mm(corrected_centre(probs[channel], coarse, ours, most), case)
+            coarse, prior = coarse_centre(probs[channel]), known.priors[channel]
+            if coarse is None:
+                continue
+            if position == "matched" and prior is not None:
+                centre = matched_centre(probs[channel], coarse, slices_of(prior), self.max_shift)
+            else:
+                pool = known.references[channel] if position == "aligned" else ()
+                ours = drawn(pool, case.key, self.seed, self.references)
+                centre = corrected_centre(probs[channel], coarse, ours, self.max_shift)
+            result[channel] = in_mm(centre, case)
         return result
 
 

@@ -22,14 +22,13 @@ from organseg.errors import UsageError
 from organseg.losses import Balance
 from organseg.methods.base import NetworkFactory, adam
 from organseg.methods.coarse import coarse_weights
-from organseg.methods.organ_positions import Positioning, PriorGrid, learned_priors, true_centres, write_centres
+from organseg.methods.organ_positions import Centring, Position, Positioning, PriorGrid, learned_priors, write_centres
 from organseg.methods.partial_label import PartialLabelModule
 from organseg.networks import UNet
 from organseg.networks.guided import MapsAtBottleneck, go_on_from
 from organseg.priors import OrganPriors, place, positions, prior_logits
 from organseg.priors.activation import EPS
 
-Position = Literal["aligned", "naive", "true"]
 Use = Literal["activation", "input", "bottleneck", "coordinates"]
 
 DM = 100.0
@@ -53,8 +52,11 @@ class PriorModule(PartialLabelModule):
         bins: Of a prior along z; `all` gives each slice its own.
         floor: Least prior, so that no place is impossible.
         working_spacing: mm (z, y, x) of the grid that priors are built and organs are found on.
-        position: Where unannotated organs are taken to be: the coarse model's centre, `aligned` with references or not
-            (`naive`); or at the `true` centre of a test case, to see what positions cost.
+        centring: Of annotated organs, and so of what the prior is built of: the middle of their bounding `boxes`
+            (thesis), or where the prior of all of them fits best (`matched`).
+        position: Where unannotated organs are taken to be: where the prior fits the coarse segmentation best
+            (`matched`), the coarse bounding box's middle `aligned` with references (thesis) or not (`naive`); or the
+            `true` centre of a test case, to see what positions cost.
         references: Annotated cases that vote on each alignment.
         max_shift_mm: Largest correction along each axis.
         optimizer: Makes the optimiser from the parameters.
@@ -76,7 +78,8 @@ class PriorModule(PartialLabelModule):
         bins: int | Literal["all"] = 5,
         floor: float = 1e-3,
         working_spacing: tuple[float, float, float] = (3.0, 2.0, 2.0),
-        position: Position = "aligned",
+        centring: Centring = "matched",
+        position: Position = "matched",
         references: int = 3,
         max_shift_mm: float = 30.0,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = adam,
@@ -117,7 +120,7 @@ class PriorModule(PartialLabelModule):
         self.bins = bins
         self.floor = floor
         self.position: Position = position
-        self.positioning = Positioning(PriorGrid(working_spacing), references, max_shift_mm)
+        self.positioning = Positioning(PriorGrid(working_spacing), centring, references, max_shift_mm)
         self.known: OrganPriors | None = None
         self.centres: dict[str, NDArray[np.float32]] = {}
         """Of the training cases: key -> [K, 3] mm, NaN where the organ has none."""
@@ -163,7 +166,7 @@ class PriorModule(PartialLabelModule):
             UsageError: If the other run has none, or on another grid.
         """
         if self.prior_checkpoint is None:
-            return learned_priors(self.source.training_cases(), self.organs, self.positioning.grid, self.bins)
+            return learned_priors(self.source.training_cases(), self.organs, self.positioning, self.bins)
         state = load_checkpoint(Path(self.prior_checkpoint))["state_dict"].get("_extra_state")
         if not state:
             raise UsageError(f"model.init_args.prior: {self.prior_checkpoint}: holds no priors; train PriorModule")
@@ -197,13 +200,14 @@ class PriorModule(PartialLabelModule):
             ) from error
 
     def _training_centres(self) -> dict[str, NDArray[np.float32]]:
-        """Annotated organs at their annotations' centres, others where the coarse model finds them; ranks share."""
+        """Annotated organs where their annotations say, others where the coarse model finds them; ranks share."""
         cases = self.source.training_cases()
+        assert self.known is not None
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
         mine: dict[str, NDArray[np.float32]] = {}
         for number in range(rank, len(cases), ranks):
             case = cases[number]
-            mine[case.key] = true_centres(case, len(self.organs))
+            mine[case.key] = self.positioning.annotated(case, self.known)
             if not case.annotated.all():
                 mine[case.key][~case.annotated] = self._located(case, ~case.annotated)[~case.annotated]
         if ranks == 1:
@@ -249,11 +253,12 @@ class PriorModule(PartialLabelModule):
         return place(self.known.priors, view["index_to_mm"], self._centres(view), size, self.floor)
 
     def _centres(self, view: View) -> Tensor:
-        """[B, K, 3] mm: the view's own, and those of training cases that do not annotate an organ."""
+        """[B, K, 3] mm: of training cases what was found before training, of others the view's own."""
         centre = view["centre"]
         unknown = np.full((len(self.organs), 3), np.nan, dtype=np.float32)
         found = np.stack([self.centres.get(case, unknown) for case in view["case"]])
-        return torch.where(centre.isnan(), torch.from_numpy(found).to(centre), centre)
+        ours = torch.from_numpy(found).to(centre)
+        return torch.where(ours.isnan(), centre, ours)
 
     # Whole cases.
 
@@ -274,7 +279,8 @@ class PriorModule(PartialLabelModule):
         if self.position == "true":
             if case.truth is None:
                 raise UsageError("model.init_args.position: `true` needs a truth, which scans to predict have not")
-            return true_centres(case, len(self.organs))
+            assert self.known is not None
+            return self.positioning.annotated(case, self.known)
         if case.key not in self._found:
             self._found[case.key] = self._located(case, np.ones(len(self.organs), dtype=bool))
         return self._found[case.key]
@@ -293,8 +299,7 @@ class PriorModule(PartialLabelModule):
             probs[:, start : start + len(slab)] = slab.half().cpu().numpy().swapaxes(0, 1)
 
         super().sweep(on_grid, self._coarse_probabilities, self.decide, keep)
-        references = self.known.references if self.position == "aligned" else ((),) * len(self.organs)
-        return self.positioning.centres(on_grid, probs, wanted, references)
+        return self.positioning.found(on_grid, probs, wanted, self.known, self.position)
 
     def _coarse_probabilities(self, view: View) -> Tensor:
         """Of the coarse model, with the plain activation."""

@@ -3,6 +3,7 @@
 from organseg.priors.activation import prior_logits, prior_sigmoid, prior_softmax, with_background
 from organseg.priors.align import align
 from organseg.priors.build import Prior, build_prior, cropped
+from organseg.priors.matching import matched_centre, matched_prior, slices_of
 from organseg.priors.placing import place, positions
 from organseg.priors.position import Reference, coarse_centre, corrected_centre, drawn
 from organseg.priors.record import OrganPriors
@@ -17,10 +18,13 @@ __all__ = [
     "corrected_centre",
     "cropped",
     "drawn",
+    "matched_centre",
+    "matched_prior",
     "place",
     "positions",
     "prior_logits",
     "prior_sigmoid",
     "prior_softmax",
+    "slices_of",
     "with_background",
 ]

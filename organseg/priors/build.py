@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Box = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""First index and end (z, y, x)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prior:
@@ -66,7 +69,7 @@ def build_prior(masks: Sequence[NDArray[np.bool_]], bins: int = 5) -> NDArray[np
     return (sums / slices[:, None, None]).astype(np.float32)
 
 
-def bounding_box(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def bounding_box(mask: NDArray[np.bool_]) -> Box:
     """First index and end (z, y, x) of the smallest box with all voxels of a mask.
 
     Raises:
@@ -89,12 +92,7 @@ def box_start(low: NDArray[np.int64], high: NDArray[np.int64], size: NDArray[np.
     return start
 
 
-def cropped(
-    array: NDArray[Any],
-    size: NDArray[np.int64],
-    around: tuple[NDArray[np.int64], NDArray[np.int64]],
-    outside: float = 0,
-) -> NDArray[Any]:
+def cropped(array: NDArray[Any], size: NDArray[np.int64], around: Box, outside: float = 0) -> NDArray[Any]:
     """A box of this size around the middle of another one; `outside` where it leaves the array."""
     start = box_start(*around, size)
     result = np.full(size, outside, dtype=array.dtype)

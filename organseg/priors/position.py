@@ -9,13 +9,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from organseg.priors.align import align
-from organseg.priors.build import bounding_box, box_start, cropped
+from organseg.priors.build import Box, bounding_box, box_start, cropped
 
 UNSEEN = 0.5
 """Probability beyond the scan: what the field of view cuts off is not held against a translation."""
 _TOUCHING = np.ones((3, 3, 3), dtype=bool)
-
-Box = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,7 +80,7 @@ def test_the_tables_of_its_parts(runs: Path, toy: Path) -> None:
     shown = run_tool("stipple", *words, "--bins", "all", "--positions", "naive", "--trainer.max_steps=2", *TOY)
     for variant in ("round0", "stipple0", "stipple", "bins_all", "naive"):
         assert f"{variant} |" in shown
-    assert "| organ | naive | aligned |" in shown
+    assert "| organ | naive | aligned | matched |" in shown
     five, every = (
         torch.load(runs / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["_extra_state"]["priors"]
         for name in ("stipple0", "stipple0_bins_all")

@@ -57,7 +57,7 @@ def coarse_of(data: SliceDataModule, path: Path, **record) -> Path:
 
 def method(coarse: Path | None, **options) -> PriorModule:
     torch.manual_seed(0)
-    given = {"network": small, "working_spacing": GRID, "references": 2}
+    given = {"network": small, "working_spacing": GRID, "references": 2, "centring": "boxes", "position": "aligned"}
     return PriorModule(ORGANS, coarse, **{**given, **options})
 
 
@@ -104,7 +104,7 @@ def cut(label: np.ndarray, channel: int) -> bool:
 
 def test_priors_are_built_of_the_fold_s_annotated_training_cases_alone(cache):
     data = data_of(cache)
-    known = learned_priors(data.training_cases(), ORGANS, PriorGrid(GRID), 5)
+    known = learned_priors(data.training_cases(), ORGANS, Positioning(PriorGrid(GRID), "boxes", 1, 0.0), 5)
     for k, (prior, pool) in enumerate(zip(known.priors, known.references, strict=True)):
         showing = [case for case in data.cohort.train if case.known[k]]
         annotating = {case.key for case in showing if not cut(case.lookup[case.cached.arrays().label], k)}
@@ -121,7 +121,7 @@ def test_what_the_field_of_view_cuts_counts_only_where_there_is_no_other():
         image = truth.astype(np.float32)
         return WholeCase(key, 0, image, np.float32, truth.shape, (1.0,) * 3, np.eye(4), truth, np.ones(1, bool))
 
-    grid = PriorGrid((1.0, 1.0, 1.0))
+    grid = Positioning(PriorGrid((1.0, 1.0, 1.0)), "boxes", 1, 0.0)
     both = learned_priors([case("a/cut", 0), case("a/whole", 2)], ["liver"], grid, 5)
     assert [reference.case for reference in both.references[0]] == ["a/whole"]
     assert both.priors[0].cases == ("a/whole",)
@@ -136,7 +136,7 @@ def test_a_case_is_searched_on_the_prior_s_grid_and_found_in_mm(fitted, position
     truth = np.array([[52.0, 120, 90], [44.0, 200, 200], [np.nan] * 3, [70.0, 130, 220]], np.float32)
     monkeypatch.setattr(module, "_coarse_probabilities", ball_model(truth, 30.0))
     monkeypatch.setattr(module, "position", position)
-    monkeypatch.setattr(module, "positioning", Positioning(PriorGrid((5.0, 4.0, 4.0)), 1, 0.0))
+    monkeypatch.setattr(module, "positioning", Positioning(PriorGrid((5.0, 4.0, 4.0)), "boxes", 1, 0.0))
     case = data.training_cases()[0]
     # Wanted on a finer grid than the network's: positions are mm from the first voxel of the network's all the same.
     fine = replace(case, key="other/scan", shape=(24, 64, 32), spacing=(5.0, 4.5, 8.0), truth=None)
@@ -314,6 +314,36 @@ def test_judges_have_priors_of_their_own(cache, coarse, tmp_path):
     again = CrossFittedConfidence(steps=1).learner(method(None), lambda: method(None), {"a/b": np.ones(4, bool)})
     again.load_state_dict(judges.state_dict())
     assert all(judge.known is not None and judge.centres for judge in (again.first, again.second))
+
+
+def test_matched_organs_lie_where_their_prior_fits_in_training_and_in_test(cache, coarse, tmp_path):
+    """Ellipsoids that a thin tail makes lopsided: boxes are off by half of its length, matched centres are not."""
+    shape, tail = (20, 30, 30), 10
+
+    def case(n: int, low: int, with_tail: bool) -> WholeCase:
+        grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+        truth = (((grid - np.array([low, 12, 12])) / 4) ** 2).sum(axis=-1) <= 1
+        if with_tail:
+            truth[low, 12, 12 : 16 + tail] = True
+        label = truth.astype(np.uint8)
+        return WholeCase(f"a/{n}", n, label.astype(np.float32), np.float32, shape, (1.0,) * 3, np.eye(4), label,
+                         np.ones(1, bool))  # fmt: skip
+
+    cases = [case(n, 8 + n, n == 3) for n in range(4)]
+    boxes, matched = (Positioning(PriorGrid((1.0, 1.0, 1.0)), how, 1, 8.0) for how in ("boxes", "matched"))
+    sharp, blurred = (learned_priors(cases, ["liver"], how, "all").priors[0].probs for how in (matched, boxes))
+    assert (sharp**2).sum() > 1.1 * (blurred**2).sum()  # the same voxels, less spread
+    known = learned_priors(cases, ["liver"], matched, 5)
+    off = []  # from the ellipsoids' own centres: the same in all, whoever is looked for
+    for n, one in enumerate(cases):
+        probs = 0.9 * one.truth[None] + 0.01
+        found = matched.found(replace(one, truth=None), probs, np.ones(1, bool), known, "matched")
+        off += [matched.annotated(one, known)[0] - (8 + n, 12, 12), found[0] - (8 + n, 12, 12)]
+    assert np.ptp(off, axis=0).max() <= 0.6 and np.abs(off).max() <= 1.5
+    assert boxes.annotated(cases[3], known)[0, 2] - 12 == tail // 2 - 0.5
+    module = method(coarse, centring="matched", position="matched")
+    trainer(tmp_path).fit(module, data_of(cache))
+    assert all(np.isfinite(centre).any() for centre in module.centres.values())
 
 
 class SaveAt(L.Callback):

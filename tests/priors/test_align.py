@@ -80,3 +80,27 @@ def test_probabilities_of_0_and_1_are_finite():
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match="one shape"):
         align(np.zeros((2, 2, 2)), np.zeros((2, 2, 3), bool), 1)
+
+
+def test_what_is_not_seen_counts_for_nothing():
+    """A scan that ends in the middle of an organ: what lies beyond is no evidence against it."""
+    organ = np.zeros((16, 16, 16), bool)
+    organ[4:12, 4:12, 4:12] = True
+    probs = np.clip(organ.astype(np.float64), 0.05, 0.95)
+    seen = np.ones_like(organ)
+    seen[:8] = False
+    reference = np.where(seen, organ, False)
+    assert align(probs, reference, 4, seen=seen) == (0, 0, 0)
+    assert align(probs, reference, 4)[0] > 0
+
+
+def test_a_reference_of_probabilities():
+    rng = np.random.default_rng(3)
+    shape, most = (5, 6, 4), 2
+    probs, soft = rng.random(shape), rng.random(shape)
+    scores = {}
+    padded = np.clip(np.pad(probs, most), 1e-3, 1 - 1e-3)
+    for shift in product(range(-most, most + 1), repeat=3):
+        moved = padded[tuple(slice(most - t, most - t + n) for t, n in zip(shift, shape, strict=True))]
+        scores[shift] = (soft * np.log(moved) + (1 - soft) * np.log1p(-moved)).sum()
+    assert align(probs, soft, most, eps=1e-3) == max(scores, key=scores.get)

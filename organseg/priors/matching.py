@@ -1,0 +1,88 @@
+"""Organs centred where their prior fits best, instead of in the middle of their bounding boxes (ours).
+
+The middle of a bounding box depends on two voxels an axis: a thin tip of the liver moves it by centimetres, and two
+pancreases that lie on each other have different ones. A prior of organs that are moved onto one another is sharper, and
+one that is placed where it explains a segmentation best, whoever made that, lies nearer to the organ.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from organseg.priors.align import align
+from organseg.priors.build import Box, Prior, bin_of, bounding_box, box_start, cropped
+
+FLOOR = 1e-3
+ROUNDS = 3
+
+
+def matched_prior(
+    masks: Sequence[NDArray[np.bool_]], bins: int, max_shift: Sequence[int]
+) -> tuple[NDArray[np.float32], int]:
+    """The prior of masks that are moved onto their own mean, three times.
+
+    Args:
+        masks: bool [Z, Y, X], as for `build_prior`.
+        bins: As there.
+        max_shift: Largest move of each round, along each axis, in voxels.
+
+    Returns:
+        float32 [bins, Hp, Wp], and the number of slices of the box, which covers all masks.
+    """
+    boxes = [bounding_box(mask) for mask in masks]
+    centres = [(low + high - 1) / 2 for low, high in boxes]
+    mean = _mean(masks, boxes, centres)
+    for _ in range(ROUNDS):
+        moved = [matched_centre(mask, box, mean, max_shift) for mask, box in zip(masks, boxes, strict=True)]
+        drift = np.mean([new - old for new, old in zip(moved, centres, strict=True)], axis=0)
+        centres = [new - drift for new in moved]
+        mean = _mean(masks, boxes, centres)
+    depth = len(mean)
+    place = bin_of(np.arange(depth), min(bins, depth), depth)
+    sums = np.zeros((min(bins, depth), *mean.shape[1:]))
+    np.add.at(sums, place, mean)
+    return (sums / np.bincount(place)[:, None, None]).astype(np.float32), depth
+
+
+def _mean(
+    masks: Sequence[NDArray[np.bool_]], boxes: Sequence[Box], centres: Sequence[NDArray[np.float64]]
+) -> NDArray[np.float32]:
+    """Share of the masks at each voxel of the smallest box around the common centre that covers them."""
+    reach = [np.maximum(centre - low, high - 1 - centre) for (low, high), centre in zip(boxes, centres, strict=True)]
+    half = np.ceil(np.max(reach, axis=0)).astype(np.int64)
+    size = 2 * half + 1
+    total = np.zeros(size, dtype=np.float32)
+    for mask, centre in zip(masks, centres, strict=True):
+        middle = np.round(centre).astype(np.int64)
+        total += cropped(mask, size, (middle, middle + 1))
+    total /= len(masks)
+    return total
+
+
+def matched_centre(
+    probs: NDArray[np.floating] | NDArray[np.bool_], around: Box, mean: NDArray[np.float32], max_shift: Sequence[int]
+) -> NDArray[np.float64]:
+    """Where a prior explains a segmentation best: the centre (z, y, x) in voxels.
+
+    Args:
+        probs: [Z, Y, X] of one organ, or its mask.
+        around: Bounding box of the organ, from whose middle the prior is moved.
+        mean: [Z', Y', X'] the prior's box, slice by slice.
+        max_shift: Largest move along each axis, in voxels.
+    """
+    most = np.asarray(max_shift)
+    size = np.array(mean.shape) + 2 * most
+    whole = (np.zeros(3, dtype=np.int64), np.array(mean.shape))
+    moved = cropped(mean, size, whole)
+    shown, seen = cropped(probs, size, around), cropped(np.ones(probs.shape, dtype=bool), size, around)
+    step = np.array(align(moved, shown, max_shift, seen=seen, eps=FLOOR))
+    centre: NDArray[np.float64] = box_start(*around, size) + (size - 1) / 2 + step
+    return centre
+
+
+def slices_of(prior: Prior) -> NDArray[np.float32]:
+    """A prior's box slice by slice, float32 [dz, Hp, Wp]."""
+    depth = prior.size[0]
+    each: NDArray[np.float32] = prior.probs[bin_of(np.arange(depth), len(prior.probs), depth)]
+    return each
