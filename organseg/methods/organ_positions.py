@@ -1,5 +1,6 @@
 """From whole cases to priors and positions: the grids in between (METHOD.md 2.1 and 2.3)."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from organseg.priors import (
     matched_centre,
     matched_prior,
     slices_of,
+    smoothed,
 )
 from organseg.priors.build import Box, bounding_box
 from organseg.volumes import WorkingGrid
@@ -98,11 +100,14 @@ def learned_priors(
             priors.append(None)
             continue
         masks = [reference.mask for reference in pool]
-        wanted = sum(len(mask) for mask in masks) if bins == "all" else bins
+        wanted = sys.maxsize if bins == "all" else bins
         if positioning.centring == "matched":
             probs, depth = matched_prior(masks, wanted, positioning.max_shift)
         else:
             probs, depth = build_prior(masks, wanted), max(len(mask) for mask in masks)
+        if positioning.smooth_mm:
+            sigma = [positioning.smooth_mm / mm for mm in grid.spacing]
+            probs, depth = smoothed(probs, depth, sys.maxsize if bins == "all" else bins, sigma)
         size = (depth, *probs.shape[1:])
         z, y, x = (n * mm for n, mm in zip(size, grid.spacing, strict=True))
         cases_of = tuple(reference.case for reference in pool)
@@ -142,6 +147,7 @@ class Positioning:
             (`matched`); the prior is built accordingly.
         references: Annotated cases that vote on an alignment.
         max_shift_mm: Largest correction along each axis.
+        smooth_mm: Standard deviation of the prior's blur; 0 is none (thesis).
         seed: Draws the references.
     """
 
@@ -149,6 +155,7 @@ class Positioning:
     centring: Centring
     references: int
     max_shift_mm: float
+    smooth_mm: float = 0.0
     seed: int = 0
 
     @property

@@ -50,6 +50,7 @@ class PriorModule(PartialLabelModule):
         prior: Checkpoint of another run of PriorModule whose priors are used, whatever its data; it must be of the same
             `working_spacing`.
         bins: Of a prior along z; `all` gives each slice its own.
+        smooth_mm: Standard deviation of a blur of the priors: few cases do not show all that is possible.
         floor: Least prior, so that no place is impossible.
         working_spacing: mm (z, y, x) of the grid that priors are built and organs are found on.
         centring: Of annotated organs, and so of what the prior is built of: the middle of their bounding `boxes`
@@ -76,6 +77,7 @@ class PriorModule(PartialLabelModule):
         use: Sequence[Use] = ("activation",),
         prior: Path | None = None,
         bins: int | Literal["all"] = 5,
+        smooth_mm: float = 8.0,
         floor: float = 1e-3,
         working_spacing: tuple[float, float, float] = (3.0, 2.0, 2.0),
         centring: Centring = "matched",
@@ -104,10 +106,16 @@ class PriorModule(PartialLabelModule):
             super().__init__(organs, seeing, optimizer, lr_decay, False, balance, dice, channels_last)
         except ValueError as error:
             raise UsageError(f"model.init_args.use: {error}") from error
-        if (bins != "all" and bins < 1) or not 0 < floor < 1 or min(working_spacing) <= 0 or references < 1:
+        if (
+            (bins != "all" and bins < 1)
+            or not 0 < floor < 1
+            or min(working_spacing) <= 0
+            or references < 1
+            or smooth_mm < 0
+        ):
             raise UsageError(
                 f"model.init_args: bins {bins} and references {references} must be at least 1, floor {floor} between "
-                f"0 and 1, working_spacing {working_spacing} positive"
+                f"0 and 1, working_spacing {working_spacing} positive, smooth_mm {smooth_mm} not negative"
             )
         if start == "coarse" and coarse_network is not None:
             raise UsageError("model.init_args: `start: coarse` needs the coarse model's network; set `start: scratch`")
@@ -120,7 +128,7 @@ class PriorModule(PartialLabelModule):
         self.bins = bins
         self.floor = floor
         self.position: Position = position
-        self.positioning = Positioning(PriorGrid(working_spacing), centring, references, max_shift_mm)
+        self.positioning = Positioning(PriorGrid(working_spacing), centring, references, max_shift_mm, smooth_mm)
         self.known: OrganPriors | None = None
         self.centres: dict[str, NDArray[np.float32]] = {}
         """Of the training cases: key -> [K, 3] mm, NaN where the organ has none."""

@@ -2,7 +2,7 @@
 
 from organseg.priors.activation import prior_logits, prior_sigmoid, prior_softmax, with_background
 from organseg.priors.align import align
-from organseg.priors.build import Prior, build_prior, cropped
+from organseg.priors.build import Prior, build_prior, cropped, smoothed
 from organseg.priors.matching import matched_centre, matched_prior, slices_of
 from organseg.priors.placing import place, positions
 from organseg.priors.position import Reference, coarse_centre, corrected_centre, drawn
@@ -26,5 +26,6 @@ __all__ = [
     "prior_sigmoid",
     "prior_softmax",
     "slices_of",
+    "smoothed",
     "with_background",
 ]

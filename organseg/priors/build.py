@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 Box = tuple[NDArray[np.int64], NDArray[np.int64]]
 """First index and end (z, y, x)."""
@@ -67,6 +68,35 @@ def build_prior(masks: Sequence[NDArray[np.bool_]], bins: int = 5) -> NDArray[np
         np.add.at(sums, place, cropped(mask, size, box))
     slices = np.bincount(place, minlength=bins) * len(masks)
     return (sums / slices[:, None, None]).astype(np.float32)
+
+
+def smoothed(
+    probs: NDArray[np.float32], depth: int, bins: int, sigma: Sequence[float]
+) -> tuple[NDArray[np.float32], int]:
+    """A prior of few cases, blurred: what they have not shown is not impossible (ours).
+
+    Args:
+        probs: [bins', Hp, Wp].
+        depth: Slices of its box.
+        bins: As for `build_prior`, of the result.
+        sigma: Standard deviation of the blur along each axis, in voxels (z, y, x); the box grows by two of them.
+
+    Returns:
+        float32 [bins, Hp', Wp'], and the number of slices of the larger box.
+    """
+    more = [int(np.ceil(2 * length)) for length in sigma]
+    each = np.pad(probs[bin_of(np.arange(depth), len(probs), depth)], [(n, n) for n in more])
+    blurred = ndimage.gaussian_filter(each, sigma, mode="constant")
+    return binned(blurred, bins), len(blurred)
+
+
+def binned(slices: NDArray[np.floating], bins: int) -> NDArray[np.float32]:
+    """Means of the slices of each bin: [dz, Hp, Wp] -> float32 [bins, Hp, Wp], or [dz, ...] where that is less."""
+    depth = len(slices)
+    place = bin_of(np.arange(depth), min(bins, depth), depth)
+    sums = np.zeros((place[-1] + 1, *slices.shape[1:]))
+    np.add.at(sums, place, slices)
+    return (sums / np.bincount(place)[:, None, None]).astype(np.float32)
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> Box:

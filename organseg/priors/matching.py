@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from organseg.priors.align import align
-from organseg.priors.build import Box, Prior, bin_of, bounding_box, box_start, cropped
+from organseg.priors.build import Box, Prior, bin_of, binned, bounding_box, box_start, cropped
 
 FLOOR = 1e-3
 ROUNDS = 3
@@ -38,11 +38,7 @@ def matched_prior(
         drift = np.mean([new - old for new, old in zip(moved, centres, strict=True)], axis=0)
         centres = [new - drift for new in moved]
         mean = _mean(masks, boxes, centres)
-    depth = len(mean)
-    place = bin_of(np.arange(depth), min(bins, depth), depth)
-    sums = np.zeros((min(bins, depth), *mean.shape[1:]))
-    np.add.at(sums, place, mean)
-    return (sums / np.bincount(place)[:, None, None]).astype(np.float32), depth
+    return binned(mean, bins), len(mean)
 
 
 def _mean(

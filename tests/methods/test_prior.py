@@ -57,7 +57,8 @@ def coarse_of(data: SliceDataModule, path: Path, **record) -> Path:
 
 def method(coarse: Path | None, **options) -> PriorModule:
     torch.manual_seed(0)
-    given = {"network": small, "working_spacing": GRID, "references": 2, "centring": "boxes", "position": "aligned"}
+    given = {"network": small, "working_spacing": GRID, "references": 2, "centring": "boxes", "position": "aligned",
+             "smooth_mm": 0.0}  # fmt: skip
     return PriorModule(ORGANS, coarse, **{**given, **options})
 
 

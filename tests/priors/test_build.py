@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from organseg.priors import build_prior, cropped
+from organseg.priors import build_prior, cropped, smoothed
 from organseg.priors.build import bounding_box
 
 
@@ -106,3 +106,15 @@ def test_what_cannot_be_built_is_refused():
         build_prior([np.ones((1, 1, 1), bool)], bins=0)
     with pytest.raises(ValueError, match="no voxel"):
         build_prior([np.zeros((2, 2, 2), bool)])
+
+
+def test_a_blur_keeps_the_volume_and_grows_the_box():
+    prior = build_prior([mask_of((9, 9, 9), ((2, 7), (2, 7), (2, 7)))], bins=5)
+    blurred, depth = smoothed(prior, 5, 99, (1.0, 0.5, 2.0))
+    assert blurred.shape == (9, 7, 13) and depth == 9
+    assert blurred.sum() == pytest.approx(prior.sum(), rel=0.03)
+    assert blurred[4, 3, 6] == blurred.max() < 1 and blurred[0, 3, 6] > 0
+    few, depth = smoothed(prior, 5, 3, (1.0, 0.5, 2.0))
+    np.testing.assert_allclose(few, blurred.reshape(3, 3, 7, 13).mean(axis=1), rtol=1e-6)
+    same, depth = smoothed(prior, 5, 5, (0.0, 0.0, 0.0))
+    assert depth == 5 and (same == prior).all()
