@@ -81,6 +81,11 @@ def test_the_tables_of_its_parts(runs: Path, toy: Path) -> None:
     for variant in ("round0", "stipple0", "stipple", "bins_all", "naive"):
         assert f"{variant} |" in shown
     assert "| organ | naive | aligned | matched |" in shown
+    picture = runs / "picture.png"
+    shown = run_tool(
+        "before_after", runs / "round0", runs / "stipple0", "--organs", "liver", "spleen", "--out", picture
+    )
+    assert "liver: " in shown and picture.stat().st_size > 10_000
     five, every = (
         torch.load(runs / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["_extra_state"]["priors"]
         for name in ("stipple0", "stipple0_bins_all")
