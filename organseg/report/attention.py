@@ -109,7 +109,7 @@ def draw_attention(
             axes.set_title(f"{found.title}\nhighest {100 * weights.max():.2g} %", fontsize=9)
         for axes in line:
             axes.plot((column + 0.5) * across, (row + 0.5) * down, "+", color="cyan", markersize=12, markeredgewidth=2)
-    grid[0][0].set_title(shown(view.caption), fontsize=9)
+    grid[0][0].set_title("\n".join(map(shown, view.caption.splitlines())), fontsize=9)
     return figure
 
 
