@@ -105,6 +105,9 @@ class CaseSource(Protocol):
     def training_cases(self) -> Sequence[WholeCase]:
         """The training cases on the working grid; their truth is what they annotate."""
 
+    def unknown_organs(self, key: str) -> NDArray[np.bool_]:
+        """[K]: which organs a training or validation case does not annotate."""
+
     def case_keys(self, stage: str) -> tuple[str, ...]:
         """Keys of the cases of `fit`, `validate`, `test` or `predict`, in the order of their numbers."""
 
@@ -117,9 +120,6 @@ class RelabelSource(CaseSource, Protocol):
 
     def hidden_truth(self, key: str) -> NDArray[np.uint8]:
         """What `label_share` hid of a training case, [Z, Y, X], 0 elsewhere: for reports, never for training."""
-
-    def unknown_organs(self, key: str) -> NDArray[np.bool_]:
-        """[K]: which organs a training or validation case does not annotate."""
 
     def mean_volumes_ml(self) -> tuple[float, ...]:
         """[K]: mean volume of each organ over the training cases that annotate and show it; NaN where none does."""

@@ -20,8 +20,8 @@ from organseg.data.patches import patch_start
 from organseg.errors import StorageError, UsageError
 from organseg.files import publish
 from organseg.methods import PriorModule
+from organseg.methods.base import SegmentationModule
 from organseg.networks.receptive_field import effective_receptive_field, theoretical_receptive_field
-from organseg.priors import place
 from organseg.report import case_file, read_config
 from organseg.report.attention import attention_maps, draw_attention, draw_receptive_field, padded_size
 from organseg.report.figures import png
@@ -43,7 +43,7 @@ def attention(arguments: Namespace) -> Path:
     if not arguments.case:
         raise UsageError("attention: say whose, --case DATASET/ID, one of the cases in the run's cache")
     cached = CachedCase(case_file(run, config, arguments.case))
-    module = load_module(run / "checkpoints" / "last.ckpt")
+    module = _seeing_images(run)
     arrays, spacing = cached.arrays(), cached.header.spacing
     voxel = _voxel(arguments.voxel, arrays.label, len(cached.header.organs))
     normalised = module.preprocessing.normalisation_of(arrays.image)
@@ -83,13 +83,25 @@ def receptive_field(arguments: Namespace) -> Path:
     """Draw what the middle of the bottleneck sees; returns the picture's path."""
     run = Path(arguments.run)
     read_config(run)
-    module = load_module(run / "checkpoints" / "last.ckpt")
+    module = _seeing_images(run)
     size = module.preprocessing.window or FIELD_SIZE
     name = _bottom(module.network)
     effective = effective_receptive_field(module.network, module.network.get_submodule(name), size)
     theoretical = theoretical_receptive_field(module.network, name, size)
     title = f"{run.resolve().name}: the middle of the bottleneck, 20 random inputs"
     return _write(run, "receptive_field.png", draw_receptive_field(effective, theoretical, title))
+
+
+def _seeing_images(run: Path) -> SegmentationModule:
+    """A run's method whose network sees images and nothing else.
+
+    Raises:
+        UsageError: If it sees further maps.
+    """
+    module = load_module(run / "checkpoints" / "last.ckpt")
+    if isinstance(module, PriorModule) and module.use != {"activation"}:
+        raise UsageError(f"{run}: its network also sees {', '.join(sorted(module.use - {'activation'}))}: no picture")
+    return module
 
 
 def prior(arguments: Namespace) -> Path:
@@ -126,8 +138,6 @@ def prior(arguments: Namespace) -> Path:
         floor=normalise.floor,
     )
     centres = module.centres_of(case)[channels]
-    to_mm = torch.diag(torch.tensor([*header.spacing, 1.0]))[None]
-    placed = place(priors, to_mm, torch.from_numpy(centres)[None], case.shape, module.floor)[0].numpy()
     lookup = np.zeros(256, dtype=np.uint8)
     for value, organ in enumerate(header.organs, start=1):
         if organ in header.annotated and organ in [found.organ for found in priors]:
@@ -135,7 +145,8 @@ def prior(arguments: Namespace) -> Path:
     window = window_of(arrays.image, header.modality)
     source = "as it was trained with" if arguments.case in module.centres else "as the coarse model finds it"
     title = f"{run.resolve().name}, {arguments.case}, {source}; the outline is the annotation"
-    figure = draw_placed(priors, placed, centres, arrays.image, header.spacing, window, lookup[arrays.label], title)
+    label = lookup[arrays.label]
+    figure = draw_placed(priors, module.floor, centres, arrays.image, header.spacing, window, label, title)
     return _write(run, f"prior_{arguments.case.replace('/', '_')}.png", figure)
 
 

@@ -21,7 +21,8 @@ from organseg.processes import usable_cores
 
 GB = 2**30
 PACKAGES = ("torch", "lightning", "torchmetrics", "numpy", "scipy", "nibabel", "h5py", "hdf5plugin", "albumentations",
-            "jsonargparse", "wandb")  # fmt: skip
+            "jsonargparse")  # fmt: skip
+OPTIONAL = ("wandb", "tensorboard")
 REFUSED = {"lightning": {"2.6.2", "2.6.3"}}
 """Releases that must not be installed: their archives were tampered with."""
 LEAST_SHM = 1 * GB
@@ -86,11 +87,11 @@ def examine(arguments: Namespace) -> Iterator[Finding]:
 
 def versions() -> Iterator[Finding]:
     """What is installed."""
-    for name in PACKAGES:
+    for name in (*PACKAGES, *OPTIONAL):
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "not installed", "pip install -c constraints.txt .")
+            yield Finding(name, "not installed", "" if name in OPTIONAL else "pip install -c constraints.txt .")
             continue
         refused = version in REFUSED.get(name, ())
         yield Finding(name, version, f"a tampered release: pip uninstall {name}; take another" if refused else "")
@@ -175,14 +176,13 @@ def environment() -> Iterator[Finding]:
                       "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the network's interface")  # fmt: skip
     master = os.environ.get("MASTER_ADDR")
     if master:
-        port = int(os.environ.get("MASTER_PORT", "0") or 0)
-        yield _reachable(master, port)
+        yield _reachable(master)
 
 
-def _reachable(master: str, port: int) -> Finding:
+def _reachable(master: str) -> Finding:
     """Whether the launcher's meeting point has an address."""
     try:
-        address = socket.getaddrinfo(master, port)[0][4][0]
+        address = socket.getaddrinfo(master, None)[0][4][0]
     except OSError as error:
         return Finding("MASTER_ADDR", f"no address ({error.strerror})", "check the launcher: SLURM's first node, or "
                        "the headless service of the Kubernetes job")  # fmt: skip

@@ -58,7 +58,9 @@ def predict(arguments: Namespace) -> int:
     paths, out = [Path(path) for path in arguments.ckpt_path], Path(arguments.out)
     digests = [verify_checkpoint(path) for path in paths]
     shard = Shard.parse(arguments.shard)
-    inputs = shard.of(list(_inputs([Path(given) for given in arguments.input])))
+    everything = list(_inputs([Path(given) for given in arguments.input]))
+    _refuse_collisions(everything, out)
+    inputs = shard.of(everything)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -123,22 +125,16 @@ def _plan(inputs: Sequence[Path], out: Path, options: dict[str, Any], overwrite:
     """What is still to do.
 
     Raises:
-        UsageError: If two inputs would get the same output, or an output exists that was made otherwise.
+        UsageError: If an output exists that was made otherwise.
     """
     made = _made(out)
     jobs: list[Job] = []
-    taken: dict[Path, Path] = {}
     foreign: list[str] = []
     for path in inputs:
-        output = out / f"{path.name.removesuffix('.gz').removesuffix('.nii')}.nii.gz"
-        if output in taken:
-            raise UsageError(f"{path} and {taken[output]} would both become {output}; predict them into two folders")
-        taken[output] = path
-        if output.resolve() == path.resolve():
-            raise UsageError(f"{path}: the output would replace the input; choose another --out")
+        output = _output_of(path, out)
         made_from = {**options, "input": sha256_of(path) if path.is_file() else ""}
         if output.exists() and not overwrite:
-            if made.get(output.name) == {**made_from, "output": sha256_of(output)}:
+            if {**made_from, "output": sha256_of(output)} in made.get(output.name, []):
                 continue
             foreign.append(str(output))
         jobs.append(Job(path, output, made_from))
@@ -150,14 +146,35 @@ def _plan(inputs: Sequence[Path], out: Path, options: dict[str, Any], overwrite:
     return jobs
 
 
-def _made(out: Path) -> dict[str, dict[str, Any]]:
-    """What earlier calls wrote down, all shards of them; a torn last line is left out."""
-    made = {}
-    for path in sorted(out.glob("predictions*.jsonl"), key=lambda path: path.stat().st_mtime):
+def _output_of(path: Path, out: Path) -> Path:
+    """Where the label map of an input goes."""
+    return out / f"{path.name.removesuffix('.gz').removesuffix('.nii')}.nii.gz"
+
+
+def _refuse_collisions(inputs: Sequence[Path], out: Path) -> None:
+    """Of all inputs, whichever shard has them.
+
+    Raises:
+        UsageError: If two would get the same output, or one would be replaced by it.
+    """
+    taken: dict[Path, Path] = {}
+    for path in inputs:
+        output = _output_of(path, out)
+        if output in taken:
+            raise UsageError(f"{path} and {taken[output]} would both become {output}; predict them into two folders")
+        taken[output] = path
+        if output.resolve() == path.resolve():
+            raise UsageError(f"{path}: the output would replace the input; choose another --out")
+
+
+def _made(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """What earlier calls wrote down, all shards of them: records of each output; a torn last line is left out."""
+    made: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(out.glob("predictions*.jsonl")):
         for line in path.read_text().splitlines():
             try:
                 record = json.loads(line)
-                made[record.pop("name")] = record
+                made.setdefault(record.pop("name"), []).append(record)
             except (ValueError, KeyError, AttributeError):
                 continue
     return made

@@ -35,7 +35,7 @@ from organseg.processes import keep_freed_memory
 from organseg.runtime.checkpoint_io import AtomicCheckpointIO, newest_good, publish_copy
 from organseg.runtime.metrics_log import MetricsLog, StepOffset
 from organseg.runtime.pace import Pace
-from organseg.runtime.precision import BF16, affordable_precision
+from organseg.runtime.precision import BF16, FP32, affordable_precision
 from organseg.runtime.ranks import SameWeights
 from organseg.runtime.resume import FiniteLoss, LastCheckpoint, StepSeed
 from organseg.runtime.run_folder import RunFolder, RunRecord, identity, plain
@@ -145,7 +145,10 @@ class OrgansegCLI(LightningCLI):
         if self._fitting and not self.fresh and trainer.precision == BF16:
             with contextlib.suppress(IntegrityError):  # said where the record is read
                 begun = (self.run_folder.record() or {}).get("identity", {}).get("trainer.precision")
-        trainer.precision = begun or affordable_precision(trainer.precision, trainer.accelerator)
+        if begun == FP32:
+            trainer.precision = FP32
+        elif begun != BF16:
+            trainer.precision = affordable_precision(trainer.precision, trainer.accelerator)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """The trainer of a run without rounds, of `validate` and of `test`."""

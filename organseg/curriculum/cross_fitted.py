@@ -105,7 +105,7 @@ class Judges(L.LightningModule):
         self.first_half = first_half
 
     def on_fit_start(self) -> None:
-        """Each begins with its own weights, not with any that have seen all annotations."""
+        """Each begins with its own weights; where it has a prior, that is the method's, of all annotations."""
         for judge in (self.first, self.second):
             judge.begin(afresh=True)
 

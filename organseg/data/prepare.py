@@ -63,6 +63,7 @@ def prepare(
     except OSError as error:
         raise StorageError(f"{folder}: cannot be made: {error.strerror}; choose another --out") from error
     reap_stale(folder)
+    (folder / f"{shard.name}.json").unlink(missing_ok=True)
     digests: dict[str, str] = {}
     for prepared in in_processes(partial(prepare_case, manifest, folder, grid), shard.of(manifest.cases), processes):
         if prepared.digest:
@@ -71,8 +72,8 @@ def prepare(
     if shard.count > 1:
         made_of = [[case.id, _identity(manifest, case, grid)] for case in manifest.cases]
         complete = record_shard(folder, shard, made_of, digests)
-        if complete is None:
-            return
+        if complete is None or any(not (folder / f"{name}.h5").exists() for name in complete):
+            return  # another shard is still to end, or is at work again
         digests = complete
     else:
         forget_shards(folder)

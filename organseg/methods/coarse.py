@@ -33,6 +33,9 @@ def coarse_weights(
     record = checkpoint.get("organseg")
     if not isinstance(record, dict):
         raise UsageError(f"{path}: not a checkpoint of organseg; train one with `organseg fit`")
+    method = record["model"]["class_path"]
+    if method.rpartition(".")[2] != "PartialLabelModule":
+        raise UsageError(f"{path}: found {method}; a coarse model is of PartialLabelModule, without a prior")
     same = {
         "organs": record["organs"] == list(organs),
         "preprocessing": Preprocessing.from_json(record["preprocessing"]) == preprocessing,

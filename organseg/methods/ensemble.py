@@ -102,9 +102,10 @@ def shifted(image: Tensor, down: int, across: int) -> Tensor:
 
 def moved(index_to_mm: Tensor, down: int, across: int) -> Tensor:
     """[B, 4, 4] of images that `shifted` moved."""
-    change = torch.eye(4, device=index_to_mm.device, dtype=index_to_mm.dtype)
-    change[1, 3], change[2, 3] = -down, -across
-    return index_to_mm @ change
+    # No matrix product: under autocast it would round positions to millimetres.
+    moved = index_to_mm.clone()
+    moved[..., 3] -= down * moved[..., 1] + across * moved[..., 2]
+    return moved
 
 
 def _window(member: SegmentationModule) -> object:

@@ -1,6 +1,5 @@
 """From whole cases to priors and positions: the grids in between (METHOD.md 2.1 and 2.3)."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,9 +23,11 @@ from organseg.priors import (
     slices_of,
     smoothed,
 )
-from organseg.priors.build import Box, bounding_box
+from organseg.priors.build import Box, binned, bounding_box
 from organseg.volumes import WorkingGrid
 
+MOST_REFERENCES = 16
+"""Of an organ, that a checkpoint carries."""
 Centring = Literal["boxes", "matched"]
 Position = Literal["matched", "aligned", "naive", "true"]
 
@@ -100,19 +101,21 @@ def learned_priors(
             priors.append(None)
             continue
         masks = [reference.mask for reference in pool]
-        wanted = sys.maxsize if bins == "all" else bins
         if positioning.centring == "matched":
-            probs, depth = matched_prior(masks, wanted, positioning.max_shift)
+            slices = matched_prior(masks, positioning.max_shift)
         else:
-            probs, depth = build_prior(masks, wanted), max(len(mask) for mask in masks)
+            slices = build_prior(masks, max(len(mask) for mask in masks))
         if positioning.smooth_mm:
             sigma = [positioning.smooth_mm / mm for mm in grid.spacing]
-            probs, depth = smoothed(probs, depth, sys.maxsize if bins == "all" else bins, sigma)
+            slices = smoothed(slices, sigma, upwards=bins == "all")
+        depth = len(slices)
+        probs = binned(slices, depth if bins == "all" else bins)
         size = (depth, *probs.shape[1:])
         z, y, x = (n * mm for n, mm in zip(size, grid.spacing, strict=True))
         cases_of = tuple(reference.case for reference in pool)
         priors.append(Prior(organ, probs, (z, y, x), grid.spacing, len(probs), cases_of))
-    return OrganPriors(tuple(priors), tuple(pools))
+    references = tuple(tuple(drawn(pool, "", positioning.seed, MOST_REFERENCES)) for pool in pools)
+    return OrganPriors(tuple(priors), references)
 
 
 def true_centres(case: WholeCase, organs: int) -> NDArray[np.float32]:
@@ -214,17 +217,19 @@ class Positioning:
 
 
 def write_centres(
-    path: Path, cases: Sequence[WholeCase], organs: Sequence[str], centres: Mapping[str, NDArray[np.float32]]
+    path: Path,
+    annotated: Mapping[str, NDArray[np.bool_]],
+    organs: Sequence[str],
+    centres: Mapping[str, NDArray[np.float32]],
 ) -> None:
     """A table of where the organs of the training cases are, mm from the first voxel, and who says so."""
     lines = ["case,organ,from,z_mm,y_mm,x_mm"]
-    for number in range(len(cases)):
-        case = cases[number]
-        for organ, annotated, centre in zip(organs, case.annotated, centres[case.key], strict=True):
+    for key, known in annotated.items():
+        for organ, given, centre in zip(organs, known, centres[key], strict=True):
             nowhere = bool(np.isnan(centre).any())
             sources = {(True, False): "annotation", (True, True): "absent", (False, False): "coarse model"}
-            source = sources.get((bool(annotated), nowhere), "not found")
+            source = sources.get((bool(given), nowhere), "not found")
             place = ",,," if nowhere else "".join(f",{mm:.1f}" for mm in centre)
-            lines.append(f"{case.key},{organ},{source}{place}")
+            lines.append(f"{key},{organ},{source}{place}")
     path.parent.mkdir(parents=True, exist_ok=True)
     publish_text(path, "\n".join(lines) + "\n")

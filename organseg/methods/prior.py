@@ -40,7 +40,7 @@ class PriorModule(PartialLabelModule):
 
     Args:
         organs: Canonical names in channel order; set by the data.
-        coarse: Checkpoint of a finished run of PartialLabelModule on the same data, fold and seed.
+        coarse: Checkpoint of a run of PartialLabelModule on the same data, fold and seed.
         network: Makes the network from (in_channels, out_channels).
         coarse_network: Makes the coarse model's network, where it is another one.
         start: Weights that training starts from: those of the `coarse` model, or from `scratch`.
@@ -111,11 +111,12 @@ class PriorModule(PartialLabelModule):
             or not 0 < floor < 1
             or min(working_spacing) <= 0
             or references < 1
-            or smooth_mm < 0
+            or min(smooth_mm, max_shift_mm) < 0
         ):
             raise UsageError(
                 f"model.init_args: bins {bins} and references {references} must be at least 1, floor {floor} between "
-                f"0 and 1, working_spacing {working_spacing} positive, smooth_mm {smooth_mm} not negative"
+                f"0 and 1, working_spacing {working_spacing} positive, smooth_mm {smooth_mm} and max_shift_mm "
+                f"{max_shift_mm} not negative"
             )
         if start == "coarse" and coarse_network is not None:
             raise UsageError("model.init_args: `start: coarse` needs the coarse model's network; set `start: scratch`")
@@ -160,12 +161,15 @@ class PriorModule(PartialLabelModule):
     def begin(self, afresh: bool = False) -> None:
         """Build the priors and find all organs, unless a checkpoint brought them."""
         if self.known is None:
+            if self.position == "true":
+                raise UsageError("model.init_args.position: `true` is for a test alone; train with another")
             self._load_coarse(self.start == "coarse" and not afresh)
             self.known = self._priors()
             self.centres = self._training_centres()
             if self.trainer.is_global_zero:
+                annotated = {key: ~self.source.unknown_organs(key) for key in self.source.case_keys("fit")}
                 folder = Path(self.trainer.default_root_dir) / "prior"
-                write_centres(folder / "centres.csv", self.source.training_cases(), self.organs, self.centres)
+                write_centres(folder / "centres.csv", annotated, self.organs, self.centres)
 
     def _priors(self) -> OrganPriors:
         """Of the training cases, or of another run.
@@ -179,6 +183,7 @@ class PriorModule(PartialLabelModule):
         if not state:
             raise UsageError(f"model.init_args.prior: {self.prior_checkpoint}: holds no priors; train PriorModule")
         found = OrganPriors.from_state(state).of(self.organs)
+        self._refuse_what_is_held_out(found)
         spacings = {prior.spacing for prior in found.priors if prior is not None}
         if spacings != {self.positioning.grid.spacing}:
             raise UsageError(
@@ -187,6 +192,29 @@ class PriorModule(PartialLabelModule):
                 f"{self.positioning.grid.spacing}"
             )
         return found
+
+    def _refuse_what_is_held_out(self, found: OrganPriors) -> None:
+        """Refuse priors built of annotations that this run must not know.
+
+        Raises:
+            UsageError: With the cases.
+        """
+        held = {*self.source.case_keys("validate"), *self.source.case_keys("test")}
+        hidden = {key: self.source.unknown_organs(key) for key in self.source.case_keys("fit")}
+        wrong = sorted(
+            {
+                f"{case} ({organ})"
+                for k, organ in enumerate(self.organs)
+                for case in found.cases_of(k)
+                if case in held or (case in hidden and hidden[case][k])
+            }
+        )
+        if wrong:
+            raise UsageError(
+                f"model.init_args.prior: {self.prior_checkpoint}: built of annotations that are held out or hidden "
+                f"here: {', '.join(wrong[:4])}{' ...' if len(wrong) > 4 else ''}; give a run of the same fold and "
+                "label share, or of other data"
+            )
 
     def _load_coarse(self, go_on: bool) -> None:
         """Take the coarse model's weights, also to go on from.

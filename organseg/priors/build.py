@@ -6,7 +6,7 @@ extent, and slices are summed up in a few bins from the lowest to the highest.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,24 +70,22 @@ def build_prior(masks: Sequence[NDArray[np.bool_]], bins: int = 5) -> NDArray[np
     return (sums / slices[:, None, None]).astype(np.float32)
 
 
-def smoothed(
-    probs: NDArray[np.float32], depth: int, bins: int, sigma: Sequence[float]
-) -> tuple[NDArray[np.float32], int]:
+def smoothed(slices: NDArray[np.float32], sigma: Sequence[float], upwards: bool) -> NDArray[np.float32]:
     """A prior of few cases, blurred: what they have not shown is not impossible (ours).
 
     Args:
-        probs: [bins', Hp, Wp].
-        depth: Slices of its box.
-        bins: As for `build_prior`, of the result.
+        slices: [dz, Hp, Wp], before it is divided into bins.
         sigma: Standard deviation of the blur along each axis, in voxels (z, y, x); the box grows by two of them.
+        upwards: The box grows along z too. Not where slices share bins, which would then be of less organ.
 
     Returns:
-        float32 [bins, Hp', Wp'], and the number of slices of the larger box.
+        float32 [dz', Hp', Wp'].
     """
-    more = [int(np.ceil(2 * length)) for length in sigma]
-    each = np.pad(probs[bin_of(np.arange(depth), len(probs), depth)], [(n, n) for n in more])
-    blurred = ndimage.gaussian_filter(each, sigma, mode="constant")
-    return binned(blurred, bins), len(blurred)
+    more = [int(np.ceil(2 * length)) * (axis > 0 or upwards) for axis, length in enumerate(sigma)]
+    padded = np.pad(slices, [(n, n) for n in more])
+    modes: list[Literal["constant", "nearest"]] = ["constant" if upwards else "nearest", "constant", "constant"]
+    blurred: NDArray[np.float32] = ndimage.gaussian_filter(padded, sigma, mode=modes)
+    return blurred
 
 
 def binned(slices: NDArray[np.floating], bins: int) -> NDArray[np.float32]:

@@ -11,25 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from organseg.priors.align import align
-from organseg.priors.build import Box, Prior, bin_of, binned, bounding_box, box_start, cropped
+from organseg.priors.build import Box, Prior, bin_of, bounding_box, box_start, cropped
 
 FLOOR = 1e-3
 ROUNDS = 3
 
 
-def matched_prior(
-    masks: Sequence[NDArray[np.bool_]], bins: int, max_shift: Sequence[int]
-) -> tuple[NDArray[np.float32], int]:
-    """The prior of masks that are moved onto their own mean, three times.
+def matched_prior(masks: Sequence[NDArray[np.bool_]], max_shift: Sequence[int]) -> NDArray[np.float32]:
+    """The mean of masks that are moved onto it, three times.
 
     Args:
         masks: bool [Z, Y, X], as for `build_prior`.
-        bins: As there.
         max_shift: Largest move of each round, along each axis, in voxels.
 
     Returns:
-        float32 [bins, Hp, Wp], and the number of slices of the box, which covers all masks.
+        float32 [dz, Hp, Wp], slice by slice; the box covers all masks.
     """
+    # Room around each, as in a scan: what lies beyond an array is not known to be empty.
+    largest = np.max([mask.shape for mask in masks], axis=0)
+    masks = [np.pad(mask, [(n, n) for n in largest + 2 * np.asarray(max_shift)]) for mask in masks]
     boxes = [bounding_box(mask) for mask in masks]
     centres = [(low + high - 1) / 2 for low, high in boxes]
     mean = _mean(masks, boxes, centres)
@@ -38,7 +38,7 @@ def matched_prior(
         drift = np.mean([new - old for new, old in zip(moved, centres, strict=True)], axis=0)
         centres = [new - drift for new in moved]
         mean = _mean(masks, boxes, centres)
-    return binned(mean, bins), len(mean)
+    return mean
 
 
 def _mean(

@@ -1,5 +1,6 @@
 """The prior of every voxel of a batch, from where the voxel and the organ are in the case (METHOD.md 2.1)."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -30,10 +31,11 @@ def place(
         fp32 [B, K, *S]; `NEUTRAL` for organs without a prior or a position.
     """
     whole = (1,) * (3 - len(size)) + tuple(size)
+    moves = (index_to_mm[:, :3, :3] != 0).any(dim=0).tolist()  # one wait for the device, not one an organ and axis
     found = [
         torch.full((len(centre), *whole), NEUTRAL, device=centre.device)
         if prior is None
-        else _of_organ(prior, index_to_mm.float(), centre[:, k], whole, floor)
+        else _of_organ(prior, index_to_mm.float(), moves, centre[:, k], whole, floor)
         for k, prior in enumerate(priors)
     ]
     result = torch.stack(found, dim=1)
@@ -43,14 +45,33 @@ def place(
 def positions(index_to_mm: Tensor, size: Sequence[int]) -> Tensor:
     """Mm (z, y, x) of each voxel, [B, D, H, W, 3]; slices have D = 1."""
     whole = (1,) * (3 - len(size)) + tuple(size)
-    axes = [torch.arange(n, device=index_to_mm.device, dtype=torch.float32) for n in whole]
-    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    turn, shift = index_to_mm[:, None, None, :3, :3].float(), index_to_mm[:, None, None, None, :3, 3].float()
-    return index.expand(len(index_to_mm), *index.shape) @ turn.mT + shift
+    # Sums and no matrix product: under autocast that would round positions to millimetres.
+    mm = index_to_mm[:, None, None, None, :3, 3].float()
+    for axis, n in enumerate(whole):
+        shape = [-1 if place == axis else 1 for place in range(3)]
+        steps = torch.arange(n, device=index_to_mm.device, dtype=torch.float32).view(1, *shape, 1)
+        mm = mm + steps * index_to_mm[:, None, None, None, :3, axis].float()
+    return mm.expand(-1, *whole, 3)
 
 
-def _of_organ(prior: Prior, index_to_mm: Tensor, centre: Tensor, size: Sequence[int], floor: float) -> Tensor:
-    """Prior [B, D, H, W] of one organ: the bin's value along z, linear in the plane."""
+@functools.lru_cache(maxsize=128)
+def _table(prior: Prior, device: torch.device) -> Tensor:
+    """A prior's values where they are needed, copied once."""
+    return torch.from_numpy(prior.probs).to(device)
+
+
+def _of_organ(
+    prior: Prior,
+    index_to_mm: Tensor,
+    moves: Sequence[Sequence[bool]],
+    centre: Tensor,
+    size: Sequence[int],
+    floor: float,
+) -> Tensor:
+    """Prior [B, D, H, W] of one organ: the bin's value along z, linear in the plane.
+
+    `moves` says for each mm axis and index axis whether one depends on the other in any image.
+    """
     device = index_to_mm.device
     known = ~centre.isnan().any(dim=1)
     depth, height, width = prior.size
@@ -63,8 +84,8 @@ def _of_organ(prior: Prior, index_to_mm: Tensor, centre: Tensor, size: Sequence[
         """[B, D, H, W], or with 1 where it does not change: scale * voxel + offset along an axis of the box."""
         total = (scale * shift[:, axis] + offset).view(-1, 1, 1, 1)
         for along, n in enumerate(size):
-            slope = scale * turn[:, axis, along]
-            if n > 1 and slope.any():
+            if n > 1 and moves[axis][along]:
+                slope = scale * turn[:, axis, along]
                 shape = [-1 if place == along else 1 for place in range(3)]
                 steps = torch.arange(n, device=device, dtype=torch.float32).view(1, *shape)
                 total = total + slope.view(-1, 1, 1, 1) * steps
@@ -73,7 +94,7 @@ def _of_organ(prior: Prior, index_to_mm: Tensor, centre: Tensor, size: Sequence[
     of_slice = torch.floor(coordinate(0, 1.0, 0.5 + _ROUNDING))
     bin_index = torch.floor(of_slice * len(prior.probs) / depth)
     beyond = (of_slice < 0) | (of_slice >= depth)
-    table = torch.from_numpy(prior.probs).to(device)
+    table = _table(prior, device)
     # grid_sample counts from border to border, -1 to 1.
     across, down = (coordinate(axis, 2 / n, 1 / n - 1).expand(-1, *size) for axis, n in ((2, width), (1, height)))
     if bin_index[0].numel() == 1:  # slices: one bin each

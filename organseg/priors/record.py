@@ -23,6 +23,11 @@ class OrganPriors:
     priors: tuple[Prior | None, ...]
     references: tuple[tuple[Reference, ...], ...]
 
+    def cases_of(self, channel: int) -> set[str]:
+        """Whose annotations of an organ went into its prior or its references."""
+        prior = self.priors[channel]
+        return {reference.case for reference in self.references[channel]} | set(prior.cases if prior else ())
+
     def to_state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {

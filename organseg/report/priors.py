@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from organseg.priors import Prior
+from organseg.priors import Prior, place
 from organseg.report.figures import colour_of, new_figure, organ_title, shown
 from organseg.report.overlays import paint
 from organseg.report.views import Slice
@@ -50,28 +51,29 @@ def draw_priors(priors: Sequence[Prior], most: int = 8) -> Figure:
 
 def draw_placed(
     priors: Sequence[Prior],
-    placed: NDArray[np.float32],
+    floor: float,
     centres: NDArray[np.float32],
     image: NDArray[np.generic],
     spacing: tuple[float, float, float],
     window: tuple[float, float],
-    truth: NDArray[np.uint8] | None,
+    truth: NDArray[np.uint8],
     title: str,
 ) -> Figure:
     """Each organ's prior where it was placed in a case, through its centre: axial above, coronal below.
 
     Args:
         priors: Of the organs.
-        placed: [K, Z, Y, X] their priors in the case.
+        floor: See `place`.
         centres: [K, 3] mm (z, y, x); NaN where the organ was not found.
         image: [Z, Y, X].
         spacing: mm (z, y, x).
         window: Intensities to show as black and white.
-        truth: [Z, Y, X] labels k + 1 in the order of `priors`, outlined; None where nothing is annotated.
+        truth: [Z, Y, X] labels k + 1 in the order of `priors`, outlined.
         title: Of the figure.
     """
     figure = new_figure(3.0 * len(priors), 6.6)
     grid = figure.subplots(2, len(priors), squeeze=False)
+    depth, height, width = image.shape
     for k, prior in enumerate(priors):
         name = shown(organ_title(prior.organ))
         if np.isnan(centres[k]).any():
@@ -80,15 +82,23 @@ def draw_placed(
             grid[0, k].set_title(f"{name}\nnot found: no prior", fontsize=9)
             continue
         z, y, _ = (
-            int(np.clip(round(mm / step), 0, n - 1))
+            int(np.clip(round(float(mm) / step), 0, n - 1))
             for mm, step, n in zip(centres[k], spacing, image.shape, strict=True)
         )
-        mask = None if truth is None else truth == k + 1
-        across = (spacing[1], spacing[2]), (spacing[0], spacing[2])
-        axial = Slice(name, "A", image[z], across[0])
-        coronal = Slice(name, "H", image[::-1, y], across[1])
-        _draw(grid[0, k], axial, window, placed[k, z], None if mask is None else mask[z], prior.organ)
-        _draw(grid[1, k], coronal, window, placed[k, ::-1, y], None if mask is None else mask[::-1, y], prior.organ)
+
+        def plane(start: tuple[int, int, int], size: tuple[int, int, int], k: int = k) -> NDArray[np.float32]:
+            """The prior of one plane alone: that of a whole scan can be large."""
+            to_mm = torch.diag(torch.tensor([*spacing, 1.0]))
+            to_mm[:3, 3] = torch.tensor(start) * torch.tensor(spacing)
+            placed = place([priors[k]], to_mm[None], torch.from_numpy(centres[k])[None, None], size, floor)
+            return placed.squeeze().numpy()
+
+        axial = Slice(name, "A", image[z], (spacing[1], spacing[2]))
+        coronal = Slice(name, "H", image[::-1, y], (spacing[0], spacing[2]))
+        mask = truth == k + 1
+        _draw(grid[0, k], axial, window, plane((z, 0, 0), (1, height, width)), mask[z], prior.organ)
+        upright = plane((0, y, 0), (depth, 1, width))[::-1]
+        _draw(grid[1, k], coronal, window, upright, mask[::-1, y], prior.organ)
         grid[0, k].set_title(f"{name}\ncentre z {centres[k][0]:.0f}, y {centres[k][1]:.0f}, x {centres[k][2]:.0f} mm",
                              fontsize=9)  # fmt: skip
     figure.suptitle(shown(title), fontsize=10)
@@ -100,7 +110,7 @@ def _draw(
     view: Slice,
     window: tuple[float, float],
     prior: NDArray[np.float32],
-    truth: NDArray[np.bool_] | None,
+    truth: NDArray[np.bool_],
     organ: str,
 ) -> None:
     """The slice, the prior's levels over it, and the truth's outline."""
@@ -108,7 +118,7 @@ def _draw(
     (down, across), (height, width) = view.pixel_mm, view.image.shape
     x, y = (np.arange(width) + 0.5) * across, (np.arange(height) + 0.5) * down
     axes.contourf(x, y, prior, levels=[0.05, 0.25, 0.5, 0.75, 1.01], cmap="inferno", alpha=0.45)
-    if truth is not None and truth.any():
+    if truth.any():
         axes.contour(x, y, truth, levels=[0.5], colors=[colour_of(organ)], linewidths=1.5)
     axes.set_xlim(0, width * across)
     axes.set_ylim(height * down, 0)

@@ -5,6 +5,7 @@ long as in float32.
 """
 
 import os
+import platform
 import sys
 from typing import Any
 
@@ -30,8 +31,12 @@ def affordable_precision(precision: Any, accelerator: Any) -> Any:
 
 
 def bf16_in_hardware() -> bool:
-    """Whether this CPU has instructions that bfloat16 is fast with, as far as oneDNN uses them."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether this CPU has instructions for bfloat16 that torch's convolutions use."""
+    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not there or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return bool(not x86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _accelerated() -> bool:

@@ -89,6 +89,16 @@ def test_releases_that_must_not_be_there(monkeypatch):
     assert "tampered" in wrong()["lightning"]
 
 
+def test_what_is_optional_may_be_missing(monkeypatch):
+    def version(name):
+        if name in ("wandb", "h5py"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert wrong() == {"h5py": "pip install -c constraints.txt ."}
+
+
 def test_a_cache(tmp_path, capsys):
     cache = make_cache(write_dataset(tmp_path / "set", 2), tmp_path / "cache")
     assert wrong(cache=[cache]) == {}

@@ -99,6 +99,18 @@ def test_a_damaged_record_counts_as_none(dataset, tmp_path):
     assert not index(tmp_path).exists()
 
 
+def test_a_shard_at_work_again_is_waited_for(dataset, tmp_path):
+    for n in range(2):
+        run(dataset, tmp_path, f"{n}/2")
+    index(tmp_path).unlink()
+    again = prepare(load_manifest(dataset), tmp_path, SMALL, 1, Shard(1, 2))
+    next(again)  # its old record is gone
+    run(dataset, tmp_path, "0/2")
+    assert not index(tmp_path).exists()
+    list(again)
+    assert index(tmp_path).exists()
+
+
 def test_a_refused_case_is_not_in_the_index(dataset, tmp_path):
     broken = tmp_path / "set"
     shutil.copytree(dataset.parent, broken)

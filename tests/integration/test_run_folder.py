@@ -130,6 +130,10 @@ def test_shards_of_a_prediction_make_it_whole(
     assert cli.run(words) == 0
     assert "all 3 outputs are made already" in capsys.readouterr().out
     assert cli.run([*words, "--shard", "2/2"]) == 2
+    (tmp_path / "other").mkdir()
+    shutil.copy(scans / "scan1.nii.gz", tmp_path / "other")  # both would become scan1, in different shards
+    twice = [*words[:4], str(tmp_path / "other"), *words[4:6], str(tmp_path / "new"), "--shard", "0/2"]
+    assert cli.run(twice) == 2 and "would both become" in capsys.readouterr().err
 
 
 def test_predict_refuses_a_bad_input_and_does_the_others(

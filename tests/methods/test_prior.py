@@ -14,8 +14,10 @@ from organseg.curriculum import CrossFittedConfidence
 from organseg.data import PatchDataModule, SliceDataModule
 from organseg.errors import UsageError
 from organseg.methods import PartialLabelModule, PriorModule
+from organseg.methods.ensemble import moved
 from organseg.methods.organ_positions import Positioning, PriorGrid, learned_priors, true_centres
 from organseg.networks import NNUNet, UNet
+from organseg.priors import positions
 from organseg.runtime.checkpoint_io import save_checkpoint
 
 ORGANS = ("liver", "left_kidney", "right_kidney", "spleen")
@@ -46,6 +48,7 @@ def coarse(cache, tmp_path_factory) -> Path:
 def coarse_of(data: SliceDataModule, path: Path, **record) -> Path:
     torch.manual_seed(5)
     said = {
+        "model": {"class_path": "organseg.methods.PartialLabelModule"},
         "organs": list(ORGANS),
         "preprocessing": data.preprocessing.to_json(),
         "identity": {"data content": data.content_hash},
@@ -237,6 +240,14 @@ def test_priors_of_another_run(fitted, coarse, cache, tmp_path):
     wrong = method(coarse, prior=tmp_path / "prior.ckpt", working_spacing=(5.0, 5.0, 5.0))
     with pytest.raises(UsageError, match="working_spacing"):
         trainer(tmp_path).fit(wrong, data_of(cache))
+    # Of another fold, and of labels that are hidden here.
+    for options in ({"fold": 1, "seed": 3}, {"label_share": 1.0}):
+        theirs = data_of(cache, **options)
+        known = learned_priors(theirs.training_cases(), ORGANS, module.positioning, 5)
+        state = {"_extra_state": {**known.to_state(), "centres": {}}}
+        save_checkpoint({"state_dict": state}, tmp_path / "leak.ckpt")
+        with pytest.raises(UsageError, match="held out or hidden here: tiny/case"):
+            trainer(tmp_path).fit(method(coarse, prior=tmp_path / "leak.ckpt"), data_of(cache))
     with pytest.raises(UsageError, match="holds no priors"):
         trainer(tmp_path).fit(method(coarse, prior=coarse), data_of(cache))
 
@@ -253,6 +264,9 @@ def test_a_coarse_model_that_may_know_more_is_refused(cache, tmp_path):
             trainer(tmp_path).fit(method(path), data)
     with pytest.raises(UsageError, match="no such checkpoint"):
         trainer(tmp_path).fit(method(tmp_path / "nothing.ckpt"), data)
+    path = coarse_of(data, tmp_path / "coarse.ckpt", model={"class_path": "organseg.methods.PriorModule"})
+    with pytest.raises(UsageError, match="without a prior"):
+        trainer(tmp_path).fit(method(path), data)
     good = coarse_of(data, tmp_path / "coarse.ckpt")
     with pytest.raises(UsageError, match="another network"):
         trainer(tmp_path).fit(method(good, network=lambda i, o: UNet(i, o, width=8, depth=3)), data)
@@ -277,8 +291,33 @@ def test_the_true_position_needs_a_truth(fitted, monkeypatch):
     case = data.training_cases()[0]
     found = module.centres_of(replace(case, key="other/scan"))
     np.testing.assert_array_equal(found, true_centres(case, 4))
+    with pytest.raises(UsageError, match="for a test alone"):
+        method(None, position="true").begin()
     with pytest.raises(UsageError, match="needs a truth"):
         module.centres_of(replace(case, key="other/scan", truth=None))
+
+
+def test_positions_are_exact_under_autocast():
+    to_mm = torch.diag(torch.tensor([3.0, 0.7324, 0.7324, 1])).repeat(1, 1, 1)
+    to_mm[:, 0, 3] = 431.25
+    with torch.autocast("cpu", torch.bfloat16):
+        mm, there = positions(to_mm, (512, 512)), moved(to_mm, 3, -5)
+    assert mm.dtype == there.dtype == torch.float32
+    torch.testing.assert_close(mm[0, 0, 511, 300], torch.tensor([431.25, 511 * 0.7324, 300 * 0.7324]))
+    torch.testing.assert_close(there[0, :3, 3], torch.tensor([431.25, -3 * 0.7324, 5 * 0.7324]))
+
+
+def test_a_checkpoint_carries_few_references():
+    def case(n: int) -> WholeCase:
+        truth = np.zeros((5, 5, 5), np.uint8)
+        truth[1:4, 1:4, 1:4] = 1
+        return WholeCase(f"a/{n:02d}", n, truth.astype(np.float32), np.float32, truth.shape, (1.0,) * 3, np.eye(4),
+                         truth, np.ones(1, bool))  # fmt: skip
+
+    known = learned_priors(
+        [case(n) for n in range(40)], ["liver"], Positioning(PriorGrid((1.0,) * 3), "boxes", 1, 0), 5
+    )
+    assert len(known.references[0]) == 16 and len(known.priors[0].cases) == 40
 
 
 def test_patches_of_three_dimensions(cache, tmp_path):
@@ -291,7 +330,12 @@ def test_patches_of_three_dimensions(cache, tmp_path):
         return PatchDataModule(cache, label_share=0.4, val_share=0.0, batch_size=2, workers=0, organs=ORGANS,
                                patch_size=(8, 16, 16))  # fmt: skip
 
-    record = {"preprocessing": data().preprocessing.to_json(), "identity": {"data content": data().content_hash}}
+    kind = {"class_path": "organseg.methods.PartialLabelModule"}
+    record = {
+        "model": kind,
+        "preprocessing": data().preprocessing.to_json(),
+        "identity": {"data content": data().content_hash},
+    }
     torch.manual_seed(5)
     state = PartialLabelModule(ORGANS, network).state_dict()
     save_checkpoint({"state_dict": state, "organseg": {"organs": list(ORGANS), **record}}, tmp_path / "coarse.ckpt")

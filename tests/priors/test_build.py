@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from organseg.priors import build_prior, cropped, smoothed
-from organseg.priors.build import bounding_box
+from organseg.priors.build import binned, bounding_box
 
 
 def mask_of(shape, *boxes):
@@ -109,12 +109,17 @@ def test_what_cannot_be_built_is_refused():
 
 
 def test_a_blur_keeps_the_volume_and_grows_the_box():
-    prior = build_prior([mask_of((9, 9, 9), ((2, 7), (2, 7), (2, 7)))], bins=5)
-    blurred, depth = smoothed(prior, 5, 99, (1.0, 0.5, 2.0))
-    assert blurred.shape == (9, 7, 13) and depth == 9
-    assert blurred.sum() == pytest.approx(prior.sum(), rel=0.03)
+    slices = build_prior([mask_of((9, 9, 9), ((2, 7), (2, 7), (2, 7)))], bins=5)
+    blurred = smoothed(slices, (1.0, 0.5, 2.0), upwards=True)
+    assert blurred.shape == (9, 7, 13)
+    assert blurred.sum() == pytest.approx(slices.sum(), rel=0.03)
     assert blurred[4, 3, 6] == blurred.max() < 1 and blurred[0, 3, 6] > 0
-    few, depth = smoothed(prior, 5, 3, (1.0, 0.5, 2.0))
-    np.testing.assert_allclose(few, blurred.reshape(3, 3, 7, 13).mean(axis=1), rtol=1e-6)
-    same, depth = smoothed(prior, 5, 5, (0.0, 0.0, 0.0))
-    assert depth == 5 and (same == prior).all()
+    # Slices that share bins keep to themselves: the organ's own are not thinned out by empty ones.
+    flat = smoothed(slices, (1.0, 0.5, 2.0), upwards=False)
+    assert flat.shape == (5, 7, 13) and (np.ptp(flat, axis=0) < 1e-6).all()
+    assert (smoothed(slices, (0.0, 0.0, 0.0), upwards=True) == slices).all()
+
+
+def test_bins_are_means_of_their_slices():
+    slices = np.arange(5, dtype=np.float32)[:, None, None]
+    assert binned(slices, 2).ravel().tolist() == [1, 3.5] and binned(slices, 9).ravel().tolist() == [0, 1, 2, 3, 4]
