@@ -20,10 +20,10 @@ demo: venv ## Train naive, INERRANT0 and INERRANT on a synthetic cohort at 30% l
 	$(BIN)/python tools/demo.py --out demo
 
 test: venv ## All tests but the long fault campaigns
-	$(TEST) -n 2 -m "not faults and not alone" && $(TEST) -m "alone and not faults"
+	$(TEST) -n 2 --dist worksteal -m "not faults and not alone" && $(TEST) -m "alone and not faults"
 
 test-fast: venv ## The tests that take under three minutes together
-	$(TEST) -n 2 -m "not slow and not faults and not alone"
+	$(TEST) -n 2 --dist worksteal -m "not slow and not faults and not alone"
 
 test-faults: venv ## The long fault campaigns
 	$(TEST) -m faults
