@@ -81,7 +81,11 @@ def main() -> None:
                 best[organ, kind] = max(best.get((organ, kind), found), found, key=lambda one: one[0])
     for organ, (recovered, removed) in won.items():
         print(f"{organ}: {recovered:+d} voxels found that are right, {removed:+d} false ones less")
-    arguments.out.write_bytes(png(draw([pair for _, pair in best.values()], organs)))
+    pairs = [pair for voxels, pair in best.values() if voxels > 0]
+    if not pairs:
+        print("no slice is better: no picture")
+        return
+    arguments.out.write_bytes(png(draw(pairs, organs)))
     print(arguments.out)
 
 

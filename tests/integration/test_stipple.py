@@ -85,7 +85,8 @@ def test_the_tables_of_its_parts(runs: Path, toy: Path) -> None:
     shown = run_tool(
         "before_after", runs / "round0", runs / "stipple0", "--organs", "liver", "spleen", "--out", picture
     )
-    assert "liver: " in shown and picture.stat().st_size > 10_000
+    assert "liver: " in shown and "spleen: " in shown
+    assert picture.exists() == ("no picture" not in shown)
     five, every = (
         torch.load(runs / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["_extra_state"]["priors"]
         for name in ("stipple0", "stipple0_bins_all")
