@@ -1,4 +1,4 @@
-"""The coarse model of a two-pass method: a finished run that must not know more than this one (METHOD.md 2.3)."""
+"""The coarse model of a two-pass method: a run that must not know more than this one (METHOD.md 2.3)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def coarse_weights(
         )
     checkpoint = load_checkpoint(Path(path))
     record = checkpoint.get("organseg")
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or not {"model", "organs", "preprocessing", "identity"} <= record.keys():
         raise UsageError(f"{path}: not a checkpoint of organseg; train one with `organseg fit`")
     method = record["model"]["class_path"]
     if method.rpartition(".")[2] != "PartialLabelModule":
