@@ -5,6 +5,7 @@ annotated the organ, the centre comes from a coarse model: a finished run withou
 network is kept in this method's checkpoints. Whole cases are therefore segmented in two passes.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +110,7 @@ class PriorModule(PartialLabelModule):
         if (
             (bins != "all" and bins < 1)
             or not 0 < floor < 1
-            or min(working_spacing) <= 0
+            or not all(0 < mm < math.inf for mm in working_spacing)
             or references < 1
             or min(smooth_mm, max_shift_mm) < 0
         ):

@@ -261,6 +261,7 @@ def test_a_coarse_model_that_may_know_more_is_refused(cache, tmp_path):
     ("options", "found"),
     [
         ({"bins": 0}, "bins 0"), ({"floor": 0.0}, "floor 0"), ({"references": 0}, "references 0"),
+        ({"working_spacing": (3.0, float("nan"), 2.0)}, "working_spacing"), ({"max_shift_mm": -1.0}, "max_shift_mm"),
         ({"use": []}, "one place"), ({"use": ["input", "bottleneck"]}, "one place"),
         ({"coarse_network": small}, "start: scratch"),
     ],
