@@ -1,4 +1,4 @@
-.PHONY: help venv demo test test-fast test-faults lint type bench clean
+.PHONY: help venv demo test test-fast test-faults image lint type bench clean
 VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
@@ -27,6 +27,9 @@ test-fast: venv ## The tests that take under three minutes together
 
 test-faults: venv ## The long fault campaigns
 	$(TEST) -m faults
+
+image: ## The image's steps without a container engine, into build/image (root; debootstrap, iproute2, util-linux)
+	$(PYTHON) tools/image.py build --out build/image --build-arg TORCH=torch==2.13.0
 
 lint: venv ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

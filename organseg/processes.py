@@ -2,16 +2,26 @@
 
 import ctypes
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
+from pathlib import Path
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""With which a person, a scheduler or a container asks to stop."""
+
+RANK_0_PID = "ORGANSEG_RANK_0_PID"
+"""In the environment of a rank: who launched it."""
+
+_BATCHES_AHEAD = 2
+"""That torch's loader asks of each worker."""
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -29,13 +39,60 @@ def in_processes(work: Callable[[Item], Result], items: Sequence[Item], processe
 
 
 def end_with_parent() -> None:
-    """Make the kernel kill this process when its parent dies (Linux; elsewhere nothing happens)."""
+    """Make this process die with its parent; for workers, to whom an interrupt means nothing."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    parent = parent_process()
+    die_with_parent(os.getppid() if parent is None or parent.pid is None else parent.pid)
+
+
+def die_with_parent(parent: int) -> None:
+    """Make the kernel kill this process when its parent dies, however that dies (Linux; elsewhere nothing happens)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        parent = parent_process()
-        if parent is not None and os.getppid() != parent.pid:
-            os._exit(1)  # it died before the kernel knew whom to watch
+    if os.getppid() != parent:
+        os._exit(1)  # it died before the kernel knew whom to watch
+
+
+def die_with_launcher() -> None:
+    """Where this is a rank that Lightning's launcher or torchrun started, die with it; before heavy imports."""
+    if launched_by_rank_0():
+        die_with_parent(int(os.environ.get(RANK_0_PID, os.getppid())))
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(os.getppid())
+
+
+def launched_by_rank_0() -> bool:
+    """Whether Lightning's own launcher started this process."""
+    return os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
+def as_loader_worker(_: int = 0) -> None:
+    """Ignore what asks to stop, which a whole group may get, and die with the rank instead."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(os.getppid())
+
+
+def end_loader_workers() -> None:
+    """Kill what is left of them: at its end Python would ask them to stop, which they ignore, and wait for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it a failure
+    for child in active_children():
+        child.kill()
+
+
+def affordable_workers(wanted: int, batch_bytes: int, ranks: int, shared: Path = Path("/dev/shm")) -> int:
+    """Loader workers of each rank whose batches find room in shared memory, through which they hand them over.
+
+    Args:
+        wanted: Workers of a rank.
+        batch_bytes: Of a rank's batch.
+        ranks: On this machine.
+        shared: Where shared memory lies; a container often has 64 MB of it.
+    """
+    if not shared.is_dir():
+        return wanted
+    free = shutil.disk_usage(shared).free // ranks
+    return min(wanted, free // max((_BATCHES_AHEAD + 1) * batch_bytes, 1))
 
 
 def keep_freed_memory() -> None:

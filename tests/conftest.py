@@ -1,6 +1,37 @@
-"""Hypothesis draws the same examples in every run: a test that fails once in a while teaches people to run it again."""
+"""A toy cohort, prepared once for all tests that run the real command; and hypothesis, the same in every run."""
 
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+from toy import organseg
 
+# The same examples in every run: a test that fails once in a while teaches people to run it again.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+FUSION = Path(__file__).parents[1] / "tools" / "fusion.py"
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with phantoms of two seeds.
+
+    `cache` holds them as the data sets `phantom` and `btcv`, beside `mirrored`; `fusion_cache` holds what
+    tools/fusion.py makes of `btcv`.
+    """
+    folder = tmp_path_factory.mktemp("toy")
+    organseg("phantom", "--cases", 6, "--shape", 24, 32, 32, "--out", folder / "phantoms", "--processes", 1)
+    organseg("phantom", "--cases", 5, "--seed", 1, "--shape", 24, 32, 32, "--out", folder / "btcv", "--processes", 1)
+    renamed = folder / "btcv" / "dataset.yaml"
+    renamed.write_text(renamed.read_text().replace("name: phantom", "name: btcv"))
+    organseg("phantom", "--mirrored", "--cases", 5, "--shape", 16, 32, 32, "--out", folder / "mirrored")
+    manifests = (folder / "phantoms" / "dataset.yaml", renamed, folder / "mirrored" / "dataset.yaml")
+    organseg("prepare", *manifests, "--out", folder / "cache", "--processes", 1)
+    words = [sys.executable, FUSION, renamed, "--out", folder / "fusion", "--cases", 2]
+    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
+    manifests = tuple(folder / "fusion" / f"{part}.yaml" for part in ("few", "pancreas", "heldout"))
+    organseg("prepare", *manifests, "--out", folder / "fusion_cache", "--processes", 1)
+    return folder

@@ -31,7 +31,7 @@ ONLY_IN = {
     "lightning": LIGHTNING,
     "pytorch_lightning": LIGHTNING,
     "lightning_fabric": LIGHTNING,
-    "wandb": (),
+    "wandb": ("runtime.tracker",),
     **dict.fromkeys(("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"), ()),
 }
 NOT_IN = {"torch": ("volumes", "errors", "anatomy", "files", "strict_yaml", "processes")}

@@ -6,6 +6,7 @@ eyes what ranks hold, and does not take the product's word for it.
 
 import hashlib
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ class Witness(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         keep(trainer, pl_module, "validated")
+
+
+class SlowValidation(Callback):
+    """Each case takes as long as a large one."""
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        time.sleep(3)
 
 
 class Diverge(Callback):

@@ -2,11 +2,15 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from organseg import __version__
+from organseg.cli.secret_values import refuse_secrets
 from organseg.errors import OrgansegError
+from organseg.processes import die_with_launcher
+from organseg.runtime.signals import STOP
 
 _LIGHTNING = {
     "fit": "train; the same command on an unfinished run goes on with it",
@@ -29,7 +33,11 @@ def run(argv: Sequence[str]) -> int:
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
     try:
+        refuse_secrets(argv, "command line")
         if argv and argv[0] in _LIGHTNING:
+            die_with_launcher()
+            if argv[0] == "fit":
+                STOP.listen(signal.SIGTERM, signal.SIGUSR1)  # schedulers do not wait until it trains
             from organseg.cli.training import run_lightning
 
             return run_lightning(argv)
@@ -46,6 +54,8 @@ def run(argv: Sequence[str]) -> int:
             raise
         print(f"organseg: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         # Nobody reads on; without this the interpreter would fail once more while it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from organseg.cli.secret_values import refuse_secrets
 from organseg.errors import UsageError
 from organseg.strict_yaml import read_yaml
 
@@ -27,6 +28,7 @@ def load_config(path: Path, depth: int = 0) -> dict[str, Any]:
     document = read_yaml(path)
     if not isinstance(document, dict):
         raise UsageError(f"{path}: expected keys and values, found {document!r:.40}")
+    refuse_secrets(document, str(path))
     parts = document.pop("include", [])
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise UsageError(f"{path}: include: expected a list of paths, found {parts!r:.60}")

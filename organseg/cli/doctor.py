@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +32,13 @@ RANKS_TIMEOUT_S = 60
 
 _RANK = """
 import sys, datetime, torch, torch.distributed as dist
-rank, store = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2,
+rank, ranks, store, backend, device = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+dist.init_process_group(backend, init_method=store, rank=rank, world_size=ranks,
                         timeout=datetime.timedelta(seconds=30))
-total = torch.ones(1) * (rank + 1)
+total = torch.ones(1, device=device) * (rank + 1)
 dist.all_reduce(total)
 dist.destroy_process_group()
-sys.exit(0 if total.item() == 3 else 1)
+sys.exit(0 if total.item() == ranks * (ranks + 1) // 2 else 1)
 """
 
 
@@ -58,14 +58,20 @@ class Finding:
 
 
 def doctor(arguments: Namespace) -> int:
-    """Look, and tell; 2 if something would go wrong."""
+    """Look, and tell; 2 if something would go wrong. Of a job's tasks the first tells all, the others what is wrong."""
     findings = []
+    task = int(os.environ.get("SLURM_PROCID", "0"))
     for finding in examine(arguments):
         findings.append(finding)
-        print(f"{'WRONG' if finding.remedy else 'ok':<6}{finding.what:<22}{finding.found}", flush=True)
+        if task and not finding.remedy:
+            continue
+        where = f"task {task} on {socket.gethostname()}: " if task else ""
+        print(f"{where}{'WRONG' if finding.remedy else 'ok':<6}{finding.what:<22}{finding.found}", flush=True)
         if finding.remedy:
             print(f"{'':<6}{'':<22}-> {finding.remedy}")
     wrong = sum(bool(finding.remedy) for finding in findings)
+    if task:
+        return 2 if wrong else 0
     print(f"\n{wrong} of {len(findings)} would go wrong" if wrong else "\nnothing that would go wrong was found")
     return 2 if wrong else 0
 
@@ -83,6 +89,8 @@ def examine(arguments: Namespace) -> Iterator[Finding]:
         yield from prepared(Path(cache))
     if not arguments.quick:
         yield two_ranks()
+        if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and os.environ.get("MASTER_ADDR"):
+            yield from tasks()
 
 
 def versions() -> Iterator[Finding]:
@@ -219,21 +227,45 @@ def prepared(cache: Path) -> Iterator[Finding]:
 def two_ranks() -> Finding:
     """Whether two processes of this machine can add up numbers."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-c", _RANK]
-        ranks = [
-            subprocess.Popen([*words, str(rank), f"{folder}/store"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            for rank in range(2)
-        ]
-        said = ""
-        try:
-            said = "".join(rank.communicate(timeout=RANKS_TIMEOUT_S)[1].decode(errors="replace") for rank in ranks)
-        except subprocess.TimeoutExpired:
-            said = f"no answer within {RANKS_TIMEOUT_S} s"
-        finally:
-            for rank in ranks:
-                rank.kill()
-                rank.wait()
-    if all(rank.returncode == 0 for rank in ranks):
+        why = _meet([0, 1], 2, f"file://{folder}/store", "gloo", "cpu")
+    if not why:
         return Finding("two ranks", "meet and sum up (gloo)")
-    why = said.strip().splitlines()[-1] if said.strip() else "failed"
-    return Finding("two ranks", why[:120], "set GLOO_SOCKET_IFNAME to an interface that is up, for example lo or eth0")
+    return Finding("two ranks", why, "set GLOO_SOCKET_IFNAME to an interface that is up, for example lo or eth0")
+
+
+def tasks() -> Iterator[Finding]:
+    """Whether all tasks of this job can, over the network between its nodes; each of them runs this."""
+    import torch
+
+    rank, ranks, local = (int(os.environ[name]) for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
+    port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 10000
+    kinds = [("gloo", "cpu", "GLOO_SOCKET_IFNAME")]
+    if torch.cuda.is_available() and torch.distributed.is_nccl_available():
+        kinds.append(("nccl", f"cuda:{local}", "NCCL_SOCKET_IFNAME"))
+    for number, (backend, device, variable) in enumerate(kinds):
+        why = _meet([rank], ranks, f"tcp://{os.environ['MASTER_ADDR']}:{port + number}", backend, device)
+        remedy = f"set {variable} to the interface of the network between the nodes, and look at its firewall"
+        yield Finding(f"{ranks} tasks", why or f"meet and sum up ({backend})", remedy if why else "")
+
+
+def _meet(numbers: Sequence[int], ranks: int, store: str, backend: str, device: str) -> str:
+    """Start these ranks of a sum; returns what went wrong."""
+    words = [f"{ranks}", store, backend, device]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", _RANK, f"{number}", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        for number in numbers
+    ]
+    said = ""
+    try:
+        said = "".join(rank.communicate(timeout=RANKS_TIMEOUT_S)[1].decode(errors="replace") for rank in started)
+    except subprocess.TimeoutExpired:
+        said = f"no answer within {RANKS_TIMEOUT_S} s"
+    finally:
+        for rank in started:
+            rank.kill()
+            rank.wait()
+    if all(rank.returncode == 0 for rank in started):
+        return ""
+    return said.strip().splitlines()[-1][:120] if said.strip() else "failed"

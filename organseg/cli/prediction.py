@@ -32,6 +32,7 @@ from organseg.files import publish_text, sha256_of
 from organseg.methods.base import SegmentationModule
 from organseg.methods.ensemble import AS_IT_IS, AUGMENTED, Ensemble
 from organseg.runtime.precision import affordable_precision
+from organseg.runtime.signals import keep_handlers
 from organseg.volumes import (
     AffineSource,
     Preprocessing,
@@ -86,6 +87,7 @@ def predict(arguments: Namespace) -> int:
         use_distributed_sampler=False,
         callbacks=[Writer(jobs, out, arguments.probabilities, module.organs, shard)],
     )
+    keep_handlers(trainer)
     loader = DataLoader(scans, batch_size=None, sampler=range(len(scans)))
     trainer.predict(module, loader, return_predictions=False)
     for fault in scans.faults:

@@ -24,21 +24,27 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from organseg.checkpoints import load_checkpoint
+from organseg import __version__
+from organseg.checkpoints import load_checkpoint, verify_checkpoint
 from organseg.cli.configs import expand
 from organseg.cli.modules import TRUSTED, build_module
 from organseg.curriculum import Curriculum
 from organseg.data.coverage import coverage
-from organseg.errors import IntegrityError, Interrupted, OrgansegError, UsageError
+from organseg.data.shards import CaseResults, Shard
+from organseg.errors import IntegrityError, OrgansegError, UsageError
 from organseg.methods.base import SegmentationModule
-from organseg.processes import keep_freed_memory
+from organseg.processes import end_loader_workers, keep_freed_memory, launched_by_rank_0
 from organseg.runtime.checkpoint_io import AtomicCheckpointIO, newest_good, publish_copy
+from organseg.runtime.ddp import guard_ranks, lost_rank
 from organseg.runtime.metrics_log import MetricsLog, StepOffset
 from organseg.runtime.pace import Pace
 from organseg.runtime.precision import BF16, FP32, affordable_precision
 from organseg.runtime.ranks import SameWeights
 from organseg.runtime.resume import FiniteLoss, LastCheckpoint, StepSeed
 from organseg.runtime.run_folder import RunFolder, RunRecord, identity, plain
+from organseg.runtime.signals import keep_handlers
+from organseg.runtime.tracker import WandbTracker
+from organseg.runtime.validation_cases import ValidationCases
 
 _DEFAULTS = {
     "enable_progress_bar": True,
@@ -109,6 +115,7 @@ class OrgansegCLI(LightningCLI):
         parser.add_argument("--seed", type=int, default=0, help="Of weights, hidden labels, order and augmentation.")
         parser.add_argument("--overwrite", action="store_true", help="Remove an older run in the folder first.")
         parser.add_argument("--checkpoint_every_s", type=float, default=120.0, help="Seconds between checkpoints.")
+        parser.add_argument("--rank_timeout_s", type=float, default=600.0, help="That a rank waits for the others.")
         parser.add_argument(
             "--curriculum", type=Curriculum | None, default=None, help="Relabelling rounds; without it, one training."
         )
@@ -116,10 +123,18 @@ class OrgansegCLI(LightningCLI):
         parser.link_arguments("seed", "data.init_args.seed")
         parser.link_arguments("data.organs", "model.init_args.organs", apply_on="instantiate")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "test":
+            parser.add_argument("--shard", type=str, default="0/1", metavar="I/N", help="Every N-th case, from I on.")
+        return parser
+
     def before_instantiate_classes(self) -> None:
         """Settle what the run folder has to say before data are touched."""
         self.run_folder = RunFolder(Path(self._get(self.config, "out")))
         self.fresh = bool(self._get(self.config, "overwrite"))
+        self.shard = Shard.parse(self._get(self.config, "shard", "0/1"))
+        guard_ranks(self._get(self.config, "rank_timeout_s"))
         self._settle_precision()
         self._dump_config()
         config = self.config_dump
@@ -172,17 +187,22 @@ class OrgansegCLI(LightningCLI):
         """A trainer with the run's own logger, callbacks and checkpoint files; steps are logged from `offset` on."""
         given = self._get(self.config_init, "trainer")
         loggers = given.get("logger")
+        chosen = [] if loggers in (None, True, False) else loggers if isinstance(loggers, list) else [loggers]
+        self.trackers = [logger for logger in chosen if self._fitting and isinstance(logger, WandbTracker)]
+        for tracker in self.trackers:
+            tracker.follow(self.run_folder.path, self.wanted)
         if loggers is not False:
-            chosen = [] if loggers in (None, True) else loggers if isinstance(loggers, list) else [loggers]
             metrics = [MetricsLog(self.run_folder.path / "metrics.csv")] if self._fitting else []
             logged = [*metrics, *chosen]
             kwargs["logger"] = [StepOffset(logger, offset) for logger in logged] if offset else logged
         shown = bool(given.get("enable_progress_bar") and sys.stdout.isatty())
         kwargs["enable_progress_bar"] = shown
-        kwargs["callbacks"] = [*users, *([RichProgressBar()] if shown else []), *own]
+        cases = [ValidationCases(tracker, offset) for tracker in self.trackers if tracker.images]
+        kwargs["callbacks"] = [*users, *([RichProgressBar()] if shown else []), *cases, *own]
         kwargs["default_root_dir"] = str(self.run_folder.path)
         kwargs["plugins"] = [*(given.get("plugins") or []), AtomicCheckpointIO()]
         trainer: L.Trainer = super().instantiate_trainer(**kwargs)
+        keep_handlers(trainer)
         return trainer
 
     # What a curriculum asks of its host.
@@ -246,12 +266,14 @@ class OrgansegCLI(LightningCLI):
             for problem in problems:
                 print(f"organseg: warning: {problem}; going on from an older checkpoint", file=sys.stderr)
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+        for tracker in self.trackers:
+            tracker.finish(last)
         if self.trainer.is_global_zero:
             run.write(self.wanted, finished=True)
             print(f"organseg: finished: {last}")
 
     def test(self, model: L.LightningModule, datamodule: L.LightningDataModule, ckpt_path: Any, **_: Any) -> None:
-        """Test a checkpoint."""
+        """Test a checkpoint, on all test cases or on a shard of them."""
         self._evaluate(self.trainer.test, model, datamodule, ckpt_path)
 
     def validate(self, model: L.LightningModule, datamodule: L.LightningDataModule, ckpt_path: Any, **_: Any) -> None:
@@ -263,9 +285,7 @@ class OrgansegCLI(LightningCLI):
                 "\n".join(f"{name:<32}{100 * value:5.1f} %" for name, value in scores.items()) or "no validation case"
             )
 
-    def _evaluate(
-        self, stage: Any, model: L.LightningModule, datamodule: L.LightningDataModule, ckpt_path: Any
-    ) -> None:
+    def _evaluate(self, stage: Any, model: L.LightningModule, datamodule: Any, ckpt_path: Any) -> None:
         if not ckpt_path:
             raise UsageError("say which checkpoint: --ckpt_path RUN/checkpoints/last.ckpt")
         record = load_checkpoint(Path(ckpt_path)).get("organseg")
@@ -280,6 +300,9 @@ class OrgansegCLI(LightningCLI):
         ]
         if differences:
             raise IntegrityError(f"{ckpt_path}: does not belong to this config\n  " + "\n  ".join(differences))
+        if self.shard.count > 1:
+            made_of = [__version__, verify_checkpoint(Path(ckpt_path)), self.wanted, datamodule.content_hash]
+            datamodule.results = CaseResults(self.run_folder.path / "test", self.shard, made_of)
         stage(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
 
 
@@ -293,32 +316,20 @@ def run_lightning(argv: Sequence[str]) -> int:
         OrgansegCLI(expand(argv))
     except _Finished:
         print("organseg: this run is finished; nothing to do (--overwrite starts anew)")
-    except Interrupted as stop:
-        # A child of Lightning's own launcher that exits otherwise has its siblings killed before they saved.
-        if _launched_by_rank_0():
-            return 0
-        print(f"organseg: {stop}", file=sys.stderr)
-        return stop.exit_code
     except Exception as error:
-        known = _known_cause(error)
-        if known and _launched_by_rank_0() and _rank_0_ends():
-            return known.exit_code
+        known = _known_cause(error) or lost_rank(error)
+        if known and launched_by_rank_0() and _rank_0_ends():
+            return known.exit_code  # all ranks fail alike, and rank 0 has said why
         if known:
             raise known from None
         raise
+    finally:
+        end_loader_workers()
     return 0
 
 
-def _launched_by_rank_0() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
-
-
 def _rank_0_ends(within_s: float = 10.0) -> bool:
-    """Whether rank 0 ends by itself, as it does where all ranks fail alike; it has then said why.
-
-    Lightning's launcher kills rank 0 as soon as a child ends with an error: the command's message and its exit code
-    would be lost. Where this rank failed alone, that is wanted.
-    """
+    """Whether rank 0, which launched this one, ends by itself; as it does where all ranks fail alike."""
     rank_0, deadline = os.getppid(), time.monotonic() + within_s
     while os.getppid() == rank_0 and time.monotonic() < deadline:
         time.sleep(0.05)

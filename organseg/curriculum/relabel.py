@@ -20,7 +20,7 @@ from organseg.curriculum.scores import Scorer
 from organseg.curriculum.selection import Selection, choose
 from organseg.data.pseudo_labels import PseudoLabels, RoundHeader, exists, read_pseudo_labels, write_pseudo_labels
 from organseg.errors import Interrupted
-from organseg.runtime.resume import StopRequest
+from organseg.runtime.signals import STOP
 
 
 @dataclass(frozen=True)
@@ -168,12 +168,9 @@ def select(
 class StopBetweenCases(L.Callback):
     """Turns a signal during relabelling into `Interrupted`, on all ranks after the same turn."""
 
-    def __init__(self) -> None:
-        self.stop_request = StopRequest()
-
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen to signals."""
-        self.stop_request.listen()
+        STOP.listen()
 
     def on_predict_batch_end(
         self,
@@ -185,5 +182,5 @@ class StopBetweenCases(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Agree after each turn."""
-        if trainer.strategy.reduce_boolean_decision(self.stop_request.asked, all=False):
+        if trainer.strategy.reduce_boolean_decision(STOP.asked, all=False):
             raise Interrupted("stopped by a signal while relabelling; the same command goes on with the next case")

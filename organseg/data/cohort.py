@@ -112,7 +112,7 @@ def load_cohort(options: CohortOptions) -> Cohort:
         UsageError: If the cache, a data set or an organ does not exist.
         IntegrityError: If a data set is not completely prepared, or a file is damaged.
     """
-    names, held = _datasets(options)
+    names, held = datasets_of(options)
     learned = {case.header.key: case for name in names for case in read_index(options.cache / name)}
     tested = {case.header.key: case for name in held for case in read_index(options.cache / name)}
     cases = learned | tested
@@ -153,8 +153,12 @@ def _check_overlap(cases: Mapping[str, CachedCase], parts: Split) -> None:
                 )
 
 
-def _datasets(options: CohortOptions) -> tuple[list[str], list[str]]:
-    """The data sets to train on (where none is tested as a whole, also to test on), and those to test on."""
+def datasets_of(options: CohortOptions) -> tuple[list[str], list[str]]:
+    """The data sets to train on (where none is tested as a whole, also to test on), and those to test on.
+
+    Raises:
+        UsageError: If there is none, or one does not exist.
+    """
     found = sorted(path.parent.name for path in options.cache.glob("*/index.json"))
     if not found:
         raise UsageError(f"{options.cache}: no prepared data set here; run `organseg prepare DATASET.yaml --out ...`")
@@ -194,11 +198,11 @@ def write_index(folder: Path, digests: dict[str, str]) -> None:
     publish_text(folder / "index.json", json.dumps(document, indent=1))
 
 
-def read_index(folder: Path) -> list[CachedCase]:
-    """The verified cases of one prepared data set, sorted by id.
+def read_digests(folder: Path) -> dict[str, str]:
+    """What the index of a prepared data set says: id -> content hash, sorted by id.
 
     Raises:
-        IntegrityError: If the index is damaged, or a file is not the one that it names.
+        IntegrityError: If the index is missing or damaged.
     """
     path = folder / "index.json"
     try:
@@ -208,10 +212,21 @@ def read_index(folder: Path) -> list[CachedCase]:
             raise IntegrityError(f"{path}: schema {document['schema']}, this version reads {SCHEMA}; prepare again")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{path}: no readable index ({error!r}); run `organseg prepare` again") from error
-    cases = [CachedCase(folder / f"{name}.h5") for name in sorted(listed)]
+    return dict(sorted(listed.items()))
+
+
+def read_index(folder: Path) -> list[CachedCase]:
+    """The verified cases of one prepared data set, sorted by id.
+
+    Raises:
+        IntegrityError: If the index is damaged, or a file is not the one that it names.
+    """
+    listed = read_digests(folder)
+    cases = [CachedCase(folder / f"{name}.h5") for name in listed]
     changed = [case.path.stem for case in cases if case.digest != listed[case.path.stem]]
     if changed:
         raise IntegrityError(
-            f"{path}: {', '.join(changed)} changed since the last complete preparation; run `organseg prepare` again"
+            f"{folder / 'index.json'}: {', '.join(changed)} changed since the last complete preparation; run "
+            "`organseg prepare` again"
         )
     return cases

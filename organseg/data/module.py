@@ -5,6 +5,7 @@ function of (seed, phase, step, position) (see `sampling.py`); one Lightning epo
 the number of delivered batches has to be known to resume exactly.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,10 @@ from organseg.data.cache import SliceReader
 from organseg.data.cohort import Cohort, CohortCase, CohortOptions, load_cohort
 from organseg.data.pseudo_labels import RoundLabels
 from organseg.data.sampling import SlicePlan, StepSampler
+from organseg.data.shards import CaseResults
+from organseg.data.staging import load_staged
 from organseg.errors import UsageError
+from organseg.processes import affordable_workers, as_loader_worker
 from organseg.volumes import Preprocessing, WorkingGrid, fit_normalisation
 
 WORKER_TIMEOUT_S = 600
@@ -36,7 +40,11 @@ class CaseDataModule(L.LightningDataModule):
         workers: Loader processes of each rank.
         window_hu: Intensities are clipped to it.
         patch: [Z, Y, X] of the patches that are trained on; None for slices.
+        stage: Local folder that the cache is copied to before it is read; None to read it where it is.
     """
+
+    results: CaseResults | None = None
+    """Where a test that is one shard of several finds and leaves what is done."""
 
     def __init__(
         self,
@@ -45,6 +53,7 @@ class CaseDataModule(L.LightningDataModule):
         workers: int,
         window_hu: tuple[float, float],
         patch: tuple[int, int, int] | None,
+        stage: Path | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or workers < 0 or not window_hu[0] < window_hu[1]:
@@ -52,7 +61,7 @@ class CaseDataModule(L.LightningDataModule):
                 "batch_size must be at least 1, workers at least 0 and window_hu rising; "
                 f"got {batch_size}, {workers}, {window_hu}"
             )
-        self.cohort: Cohort = load_cohort(options)
+        self.cohort: Cohort = load_cohort(options) if stage is None else load_staged(options, Path(stage))
         self.organs = self.cohort.organs
         self.seed, self.batch_size, self.workers = options.seed, batch_size, workers
         self.window_hu = window_hu
@@ -145,27 +154,46 @@ class CaseDataModule(L.LightningDataModule):
             raise UsageError(f"batch_size {self.batch_size} cannot be shared equally by {trainer.world_size} ranks")
         steps = trainer.max_steps * trainer.accumulate_grad_batches
         sampler = StepSampler(steps, self.batch_size, trainer.global_rank, trainer.world_size)
-        return ResumableLoader(self.samples(), sampler, self.workers)
+        samples = self.samples()
+        first = [array.nbytes for array in samples[0, 0].values() if isinstance(array, np.ndarray)]
+        batch_bytes = sum(first) * len(sampler.positions)
+        workers = affordable_workers(self.workers, batch_bytes, trainer.num_devices)
+        if workers < self.workers and trainer.is_global_zero:
+            print(
+                f"organseg: warning: /dev/shm has no room for the batches of {self.workers} loader workers: {workers} "
+                "instead; `organseg doctor` says how to give it more",
+                file=sys.stderr,
+            )
+        return ResumableLoader(samples, sampler, workers)
 
     def val_dataloader(self) -> DataLoader[WholeCase | None] | list[Any]:
         """This rank's validation cases, on the working grid; nothing where nobody validates."""
         return self._whole_cases("validate") if self.cohort.val else []
 
     def test_dataloader(self) -> DataLoader[WholeCase | None]:
-        """This rank's test cases, on their files' own grids."""
-        return self._whole_cases("test")
+        """This rank's test cases, on their files' own grids; of a shard, those that are not done yet."""
+        if self.results is None:
+            return self._whole_cases("test")
+        trainer = self.trainer
+        assert trainer is not None
+        # Rank 0 answers for all: another rank that looks later would find more cases done.
+        missing = self.results.missing(self.case_keys("test")) if trainer.is_global_zero else []
+        return self._whole_cases("test", trainer.strategy.broadcast(missing))
 
     def predict_dataloader(self) -> DataLoader[WholeCase | None]:
         """This rank's cases to relabel, on the working grid; their truth is what they annotate."""
         return self._whole_cases("predict")
 
-    def _whole_cases(self, stage: str) -> DataLoader[WholeCase | None]:
+    def _whole_cases(self, stage: str, some: Sequence[int] | None = None) -> DataLoader[WholeCase | None]:
+        """Loads all cases of a stage, or those of some numbers."""
         trainer = self.trainer
         assert trainer is not None
         cases = WholeCases(self._cases(stage), self.preprocessing, on_source_grid=stage == "test")
         # Each case on exactly one rank, and as many turns on every rank: a rank without a turn would skip the hooks
-        # in which the others wait for it.
-        turns = range(trainer.global_rank, len(cases) + -len(cases) % trainer.world_size, trainer.world_size)
+        # in which the others wait for it. A shard with nothing left to do has a turn for the hook that ends it.
+        numbers: Sequence[int] = range(len(cases)) if some is None else some or [len(cases)]
+        beyond = [len(cases)] * (-len(numbers) % trainer.world_size)
+        turns = [*numbers, *beyond][trainer.global_rank :: trainer.world_size]
         return DataLoader(cases, batch_size=None, sampler=turns, num_workers=0)
 
 
@@ -272,6 +300,7 @@ class ResumableLoader(DataLoader[Any]):
             batch_sampler=sampler,
             num_workers=workers,
             collate_fn=collate,
+            worker_init_fn=as_loader_worker,
             timeout=WORKER_TIMEOUT_S if workers else 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its own: drawing worker seeds must not move the global generator

@@ -38,6 +38,7 @@ class PatchDataModule(CaseDataModule):
         window_hu: Intensities are clipped to it.
         augmentation: Random changes to training patches, or null.
         test_datasets: See `SliceDataModule`.
+        stage: See `SliceDataModule`.
     """
 
     def __init__(
@@ -57,13 +58,14 @@ class PatchDataModule(CaseDataModule):
         window_hu: tuple[float, float] = (-160.0, 300.0),
         augmentation: PatchAugmentation | None = PatchAugmentation(),  # noqa: B008 - frozen
         test_datasets: Sequence[str] | None = None,
+        stage: Path | None = None,
     ) -> None:
         if min(patch_size) < 1:
             raise UsageError(f"patch_size must be three positive numbers, got {patch_size}")
         options = CohortOptions(
             Path(cache), datasets, organs, fold, folds, fold_seed, val_share, label_share, seed, test_datasets
         )
-        super().__init__(options, batch_size, workers, window_hu, patch=patch_size)
+        super().__init__(options, batch_size, workers, window_hu, patch=patch_size, stage=stage)
         self.patch_size = patch_size
         self.augmentation = augmentation
 

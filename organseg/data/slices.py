@@ -34,6 +34,8 @@ class SliceDataModule(CaseDataModule):
         augmentation: Random changes to training slices, or null.
         test_datasets: Data sets of which every case is tested and none trained on; `fold`, `folds` and `fold_seed` then
             play no part, and the patients of the other data sets train and validate.
+        stage: Local folder, for example on the node's own disk, to which the data sets are copied once a node before
+            they are read; null reads the cache where it is.
     """
 
     def __init__(
@@ -52,11 +54,12 @@ class SliceDataModule(CaseDataModule):
         window_hu: tuple[float, float] = (-160.0, 300.0),
         augmentation: SliceAugmentation | None = SliceAugmentation(),  # noqa: B008 - frozen
         test_datasets: Sequence[str] | None = None,
+        stage: Path | None = None,
     ) -> None:
         options = CohortOptions(
             Path(cache), datasets, organs, fold, folds, fold_seed, val_share, label_share, seed, test_datasets
         )
-        super().__init__(options, batch_size, workers, window_hu, patch=None)
+        super().__init__(options, batch_size, workers, window_hu, patch=None, stage=stage)
         self.augmentation = augmentation
 
     def samples(self) -> "SliceSamples":

@@ -5,7 +5,6 @@ what a step draws depend on the step alone. Between a batch that validation foll
 saved: resuming there would skip it.
 """
 
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from organseg.errors import Interrupted, NumericsError
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from organseg.runtime.signals import STOP
 
 
 class StepSeed(Callback):
@@ -34,25 +32,6 @@ class StepSeed(Callback):
         torch.manual_seed(int(drawn))
 
 
-class StopRequest:
-    """Remembers that a signal asked to stop; a second one ends the process as if nobody had listened."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def listen(self) -> None:
-        """Take the signals; to be called after Lightning took them for itself."""
-        for number in SIGNALS:
-            signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        # Only a flag: saving inside a handler would catch the optimiser in the middle of a step.
-        if self.asked:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.asked = True
-
-
 class LastCheckpoint(Checkpoint):
     """Keeps `last.ckpt`, and turns a signal into a checkpoint and `Interrupted` (exit 75).
 
@@ -67,11 +46,10 @@ class LastCheckpoint(Checkpoint):
         self.path = folder / "last.ckpt"
         self.every_s = every_s
         self.saved_at = time.monotonic()
-        self.stop_request = StopRequest()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen to signals."""
-        self.stop_request.listen()
+        STOP.listen()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -80,7 +58,7 @@ class LastCheckpoint(Checkpoint):
         if batch_idx + 1 >= trainer.num_training_batches or _validation_follows(trainer, batch_idx):
             return
         agree = trainer.strategy.reduce_boolean_decision
-        stop = agree(self.stop_request.asked, all=False)
+        stop = agree(STOP.asked, all=False)
         due = agree(time.monotonic() - self.saved_at > self.every_s, all=False)
         if stop or due:
             # Lightning logs a step after this hook: a stop here, or a kill, would lose the numbers of a step that
@@ -89,6 +67,11 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
         if stop:
             raise Interrupted(f"stopped by a signal; the same command goes on from step {trainer.global_step}")
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Stop between two cases: a validation may take longer than whoever asked will wait."""
+        if not trainer.sanity_checking and trainer.strategy.reduce_boolean_decision(STOP.asked, all=False):
+            raise Interrupted("stopped by a signal while validating; the same command goes on from the last checkpoint")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the result: one epoch is the whole phase."""

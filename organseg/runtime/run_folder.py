@@ -24,7 +24,7 @@ from organseg.errors import IntegrityError, StorageError, UsageError
 from organseg.files import publish_text, reap_stale
 
 _OWN = ("run.json", "config.yaml", "metrics.csv", "checkpoints", "test", "report", "pseudo_labels", "prior",
-        "journal.jsonl", "[0-9][0-9]_round*")  # fmt: skip
+        "journal.jsonl", "wandb", "wandb_id", "wandb_stopped", "[0-9][0-9]_round*")  # fmt: skip
 """What organseg writes into a run folder: `--overwrite` removes these and nothing else."""
 
 _FREE = {
@@ -33,7 +33,7 @@ _FREE = {
                 "check_val_every_n_epoch", "limit_val_batches", "limit_test_batches", "limit_predict_batches",
                 "num_sanity_val_steps", "enable_checkpointing", "barebones", "detect_anomaly", "benchmark",
                 "use_distributed_sampler", "plugins"),
-    "data": ("workers", "cache"),
+    "data": ("workers", "cache", "stage"),
 }  # fmt: skip
 """Options that change where and how a run computes, not what."""
 

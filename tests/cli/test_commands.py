@@ -273,3 +273,11 @@ def test_a_closed_pipe_is_no_error(tmp_path):
     process.stdout.close()
     assert "Traceback" not in process.stderr.read().decode()
     assert process.wait() == 0
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("organseg.cli.commands.plan_command", interrupted)
+    assert run(["plan", "cache"]) == 130

@@ -1,5 +1,7 @@
 """Shards of a cohort meet in one index, whatever their order, and however often one is repeated."""
 
+import json
+import math
 import random
 import shutil
 from pathlib import Path
@@ -12,7 +14,7 @@ from synthetic import write_dataset
 from organseg.data.cohort import read_index
 from organseg.data.manifest import load_manifest
 from organseg.data.prepare import prepare
-from organseg.data.shards import Shard
+from organseg.data.shards import CaseResults, Shard, forget_results
 from organseg.errors import UsageError
 from organseg.volumes import WorkingGrid
 
@@ -125,3 +127,79 @@ def test_preparing_all_at_once_forgets_shards(dataset, tmp_path):
     run(dataset, tmp_path, "0/2")
     run(dataset, tmp_path, "0/1")
     assert not list((tmp_path / "tiny").glob("shard_*"))
+
+
+KEYS = [f"tiny/case{number}" for number in range(CASES)]
+
+
+def results(folder: Path, shard: str = "0/2", made_of: object = "a checkpoint") -> CaseResults:
+    return CaseResults(folder, Shard.parse(shard), made_of)
+
+
+def do(found: CaseResults, key: str, result: object = 1.0) -> Path:
+    """A case with its file."""
+    file = found.folder / "predictions" / f"{key}.nii.gz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(key)
+    found.write(key, result, file)
+    return file
+
+
+def test_results_of_shards_meet(tmp_path):
+    first, second = results(tmp_path, "0/2"), results(tmp_path, "1/2")
+    assert (first.missing(KEYS), second.missing(KEYS)) == ([0, 2, 4], [1, 3])
+    for key in KEYS[1::2]:
+        do(second, key)
+    assert first.read(KEYS) == dict.fromkeys(KEYS[1::2], 1.0)
+    assert first.progress(KEYS, first.read(KEYS)) == "1 of 2 shards are complete, 2 of 5 cases are done"
+    for key in KEYS[::2]:
+        do(first, key)
+    assert sorted(second.read(KEYS)) == KEYS and not first.missing(KEYS) and not second.missing(KEYS)
+
+
+def test_a_number_comes_back_as_it_was(tmp_path):
+    written = [[0.1 + 0.2, 1e-300, float("inf"), float("nan")]]
+    do(results(tmp_path), KEYS[0], written)
+    (read,) = results(tmp_path).read(KEYS).values()
+    assert read[0][:3] == written[0][:3] and math.isnan(read[0][3])
+
+
+@pytest.mark.parametrize("other", [("0/2", "another checkpoint"), ("0/3", "a checkpoint")])
+def test_results_of_another_test_count_as_none(tmp_path, other):
+    do(results(tmp_path), KEYS[0])
+    found = results(tmp_path, *other)
+    assert found.read(KEYS) == {} and 0 in found.missing(KEYS)
+
+
+def test_a_case_whose_file_changed_is_done_again(tmp_path):
+    found = results(tmp_path)
+    for key in KEYS:
+        file = do(found, key)
+    file.write_text("another map")  # of case 4
+    do(found, KEYS[2]).unlink()
+    assert found.missing(KEYS) == [2, 4]
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", None])
+def test_a_damaged_result_counts_as_none(tmp_path, damage):
+    found = results(tmp_path)
+    do(found, KEYS[0])
+    path = tmp_path / "shards" / f"{KEYS[0]}.json"
+    document = json.loads(path.read_text())
+    document["result"] = 0.5  # one bit of a number is enough
+    path.write_text(json.dumps(document) if damage is None else damage)
+    assert found.read(KEYS) == {} and 0 in found.missing(KEYS)
+
+
+def test_a_result_is_of_its_case(tmp_path):
+    found = results(tmp_path)
+    do(found, KEYS[0])
+    shutil.copy(tmp_path / "shards" / f"{KEYS[0]}.json", tmp_path / "shards" / f"{KEYS[2]}.json")
+    assert list(found.read(KEYS)) == [KEYS[0]]
+
+
+def test_forgotten_results_are_gone(tmp_path):
+    file = do(results(tmp_path), KEYS[0])
+    forget_results(tmp_path)
+    forget_results(tmp_path)
+    assert results(tmp_path).read(KEYS) == {} and file.exists()

@@ -92,7 +92,7 @@ def test_every_fragment_belongs_to_an_experiment_or_is_a_logger() -> None:
         for path in EXPERIMENTS
         for part in yaml.safe_load(path.read_text()).get("include", [])
     }
-    alone = ("experiment", "logger", "ablation")
+    alone = ("experiment", "logger", "ablation", "sweep")
     parts = {path.resolve() for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in alone}
     assert parts == used - set(EXPERIMENTS)
 
