@@ -35,7 +35,7 @@ def sbatch_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ntasks-per-node", type=int)
     parser.add_argument("-c", "--cpus-per-task", type=int)
     parser.add_argument("--gres", type=matching(r"none|gpu(:\w+)?:\d+"))
-    parser.add_argument("-a", "--array", type=matching(r"\d+-\d+(%\d+)?"))
+    parser.add_argument("-a", "--array", type=matching(r"\d+(-\d+)?(,\d+(-\d+)?)*(%\d+)?"))
     parser.add_argument("-t", "--time", type=matching(r"(\d+-)?\d+(:\d\d){0,2}"))
     parser.add_argument("-J", "--job-name", default="sbatch")
     parser.add_argument("-o", "--output", type=matching(r"([^%]|%[xjAa])+"), default="slurm-%j.out")
@@ -67,14 +67,14 @@ def sbatch(argv: Sequence[str]) -> int:
     first = 1000 + len(list(state.glob("job-*")))
     (state / f"job-{first}").write_text(shlex.join(argv))
     print(f"Submitted batch job {first}", flush=True)
-    low, high = map(int, job.array.split("%")[0].split("-")) if job.array else (0, 0)
+    tasks = numbers(job.array) if job.array else [0]
     worst = 0
-    for task in range(low, high + 1):
-        number = first + task - low
+    for number, task in enumerate(tasks, start=first):
         extra = {}
         if job.array:
             extra = {"SLURM_ARRAY_JOB_ID": f"{first}", "SLURM_ARRAY_TASK_ID": f"{task}",
-                     "SLURM_ARRAY_TASK_COUNT": f"{high - low + 1}"}  # fmt: skip
+                     "SLURM_ARRAY_TASK_COUNT": f"{len(tasks)}", "SLURM_ARRAY_TASK_MIN": f"{min(tasks)}",
+                     "SLURM_ARRAY_TASK_MAX": f"{max(tasks)}"}  # fmt: skip
         name = f"{first}_{task}" if job.array else f"{number}"
         restarts = 0
         while True:
@@ -88,6 +88,15 @@ def sbatch(argv: Sequence[str]) -> int:
             restarts += 1
         worst = max(worst, code)
     return worst
+
+
+def numbers(array: str) -> list[int]:
+    """The tasks of `--array`."""
+    found: list[int] = []
+    for part in array.partition("%")[0].split(","):
+        low, _, high = part.partition("-")
+        found += range(int(low), int(high or low) + 1)
+    return found
 
 
 def run_batch(job: argparse.Namespace, number: int, extra: dict[str, str]) -> int:

@@ -269,6 +269,28 @@ def test_resume_runs_the_command_and_has_its_exit_code(tmp_path):
         assert subprocess.run(words, timeout=30).returncode == code
 
 
+def test_resume_says_so_if_a_trial_failed(tmp_path, monkeypatch):
+    """An agent ends with 0 whatever its trials did."""
+    codes = iter([4, 0, 0, 0])
+    monkeypatch.setattr(sweep_tool, "supervise", lambda *_, **__: (next(codes), False))
+    trial_of(tmp_path, "a", {"lr": 1})
+    assert sweep_tool.resume(tmp_path, ["wandb", "agent"]) == 4
+
+
+def test_a_trial_holds_its_run_folder_before_it_becomes_a_fit(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "execv", lambda *_: None)
+    for name, value in (("WANDB_RUN_ID", "a"), ("SWEEP_FOLDER", str(tmp_path))):
+        monkeypatch.setenv(name, value)
+    words = [sys.executable, str(TOOL), "trial", "--config", "x"]
+    sweep_tool.trial(words[3:])
+    assert subprocess.run(words, timeout=30, capture_output=True).returncode == 75
+    assert subprocess.run([sys.executable, "-c", f"""
+import sys; sys.path.insert(0, {str(TOOL.parent)!r})
+import pathlib, sweep
+sys.exit(sweep.is_running(pathlib.Path({str(tmp_path / 'a')!r})))
+"""], timeout=30).returncode == 1  # fmt: skip
+
+
 # States and the table.
 
 

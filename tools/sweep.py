@@ -81,10 +81,23 @@ def trial(words: Sequence[str]) -> None:
     folder = Path(place)
     folder.mkdir(parents=True, exist_ok=True)
     note = folder / f"{identifier}.json"
+    hold(folder / identifier)
     if not note.exists():
         known = {name: os.environ[name] for name in KEPT if name in os.environ}
         publish_text(note, json.dumps({"parameters": drawn(), "environment": known, "words": list(words)}, indent=1))
     os.execv(sys.executable, [sys.executable, "-m", "organseg", "fit", *words, "--out", str(folder / identifier)])
+
+
+def hold(run: Path) -> None:
+    """Take the run folder's lock for what this process becomes; end here if another job has the trial."""
+    run.mkdir(exist_ok=True)
+    lock = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    os.set_inheritable(lock, True)
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        print(f"sweep: {run} is another job's by now", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def drawn() -> dict[str, Any]:
@@ -205,12 +218,12 @@ def remember(folder: Path, identifier: str, code: int) -> int:
 
 def resume(folder: Path, command: Sequence[str]) -> int:
     """Finish what was cut off, then run the command, and finish what that has left."""
-    code, asked = finish(folder)
+    failure, asked = finish(folder)
     if command and not asked:
         code, asked = supervise(command, {"SWEEP_FOLDER": str(folder)}, agent=True)
-        if not asked:
-            _, asked = finish(folder)
-    return INTERRUPTED if asked else code
+        after, asked = (0, True) if asked else finish(folder)
+        failure = code or after or failure
+    return INTERRUPTED if asked else failure
 
 
 def local(path: Path, count: int, folder: Path, seed: int, options: Sequence[str]) -> int:

@@ -10,10 +10,11 @@ from typing import Any
 from organseg.errors import UsageError
 
 _NAMES = re.compile(r"(.*[._-])?(api[_-]?key|access[_-]?key|secret|token|password|passwd|credentials?)", re.IGNORECASE)
+_HARMLESS = re.compile(r"|null|none|true|false", re.IGNORECASE)
 _VALUES = re.compile(
-    r"(?<![\w-])("
-    r"(local-)?[0-9a-f]{40}"  # W&B, and others
-    r"|wandb_v\d_\w{20,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|sk-[\w-]{20,}"
+    r"(?<![\w./-])((local-)?[0-9a-f]{40}|sk-[\w-]{20,})(?![\w./-])"  # W&B, and others; in a path it is a commit's
+    r"|(?<![\w-])("
+    r"wandb_v\d_\w{20,}|hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}"
     r"|(AKIA|ASIA)[0-9A-Z]{16}|ey[\w-]{10,}\.ey[\w-]{10,}\.[\w-]+"  # Amazon's; a JSON web token
     r")(?![\w-])"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s:@]+@"
@@ -32,7 +33,7 @@ def refuse_secrets(given: Mapping[str, Any] | Sequence[str], where: str) -> None
     """
     pairs = _of_config("", given) if isinstance(given, Mapping) else _of_words(given)
     for name, value in pairs:
-        if (_NAMES.fullmatch(name) and value not in ("", "null", "None")) or _VALUES.search(value):
+        if (_NAMES.fullmatch(name) and not _HARMLESS.fullmatch(value)) or _VALUES.search(value):
             raise UsageError(
                 f"{where}: {name or 'a word'}: found what looks like a key or password, expected none where others read"
                 " it; give it by the environment (WANDB_API_KEY) or by `wandb login`, and withdraw this one"

@@ -43,7 +43,7 @@ from organseg.runtime.ranks import SameWeights
 from organseg.runtime.resume import FiniteLoss, LastCheckpoint, StepSeed
 from organseg.runtime.run_folder import RunFolder, RunRecord, identity, plain
 from organseg.runtime.signals import keep_handlers
-from organseg.runtime.tracker import WandbTracker
+from organseg.runtime.tracker import STOPPED, WandbTracker
 from organseg.runtime.validation_cases import ValidationCases
 
 _DEFAULTS = {
@@ -144,6 +144,9 @@ class OrgansegCLI(LightningCLI):
             if refused or (key.endswith(".lr") and value <= 0):
                 raise UsageError(f"{key}: found {value}, expected a finite number{' above 0' * key.endswith('.lr')}")
         if self._fitting:
+            if (self.run_folder.path / STOPPED).exists() and not self.fresh:
+                ended = f"{self.run_folder.path}: W&B ended this run early"
+                raise UsageError(f"{ended}; --overwrite starts anew, and without its file {STOPPED} it goes on")
             try:
                 record = self.run_folder.record()
             except IntegrityError:
@@ -176,6 +179,9 @@ class OrgansegCLI(LightningCLI):
     def _surviving(self, folder: Path, seed: int) -> list[Callback]:
         """The callbacks that make a fit survive; the checkpoint is the last of them."""
         config = {key: value for key, value in self.config_dump.items() if key not in ("ckpt_path", "overwrite")}
+        # Who tests the run elsewhere has other machines.
+        machines = ("num_nodes", "devices")
+        config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in machines}
         if self.run_record is None:
             self.run_record = RunRecord(self.run_folder, config, self.wanted, self.fresh)
         last = LastCheckpoint(folder / "checkpoints", self.config_dump["checkpoint_every_s"])

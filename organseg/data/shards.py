@@ -130,7 +130,12 @@ class CaseResults:
         """How far all shards are together, in words."""
         shards = [Shard(index, self.shard.count).of(keys) for index in range(self.shard.count)]
         complete = sum(all(key in found for key in part) for part in shards)
-        return f"{complete} of {self.shard.count} shards are complete, {len(found)} of {len(keys)} cases are done"
+        foreign = sum(key not in found and self._path(key).exists() for key in keys)
+        others = f", {foreign} results were made by another config, checkpoint, precision or number of shards"
+        return (
+            f"{complete} of {self.shard.count} shards are complete, {len(found)} of {len(keys)} cases are done"
+            f"{others if foreign else ''}"
+        )
 
     def _is_done(self, key: str) -> bool:
         content = self._read(key)

@@ -16,12 +16,14 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from organseg.errors import WorkerError
+from organseg.errors import Interrupted, WorkerError
 from organseg.processes import RANK_0_PID
 from organseg.runtime.signals import held_back
 
 PATIENCE_S = 20.0
-"""For the other ranks to end by themselves, after one did."""
+"""For the other ranks to end by themselves, after one failed."""
+PATIENCE_TO_SAVE_S = 120.0
+"""After one ended because it was asked to: rank 0 may still be writing."""
 
 _children: list[subprocess.Popen[bytes]] = []
 """The ranks that this process launched."""
@@ -62,7 +64,8 @@ def _watch() -> None:
             if all(code == 0 for code in codes):
                 return
             time.sleep(0.5)
-        time.sleep(PATIENCE_S)
+        asked = set(codes) <= {None, 0, Interrupted.exit_code}
+        time.sleep(PATIENCE_TO_SAVE_S if asked else PATIENCE_S)
         print(f"organseg: {_ended()}, and rank 0 waited for it in vain", file=sys.stderr, flush=True)
         for child in _children:
             child.kill()

@@ -4,8 +4,9 @@ Once. A killed run goes back to its last checkpoint and logs some steps again, a
 neither `metrics.csv` nor this process knows what an earlier part of the run has left behind: its `.wandb` files do.
 They are read at the start (LevelDB's log format), or, online, the server says at which step it stands. The first number
 of a resumed run then adds what `metrics.csv` holds below its step and W&B does not, and nothing is logged at a step
-that its metric has already reached. So W&B has each number of `metrics.csv` once, also where the recorder died with the
-run. A step that was computed again keeps its first value.
+that its metric has already reached. A step is sent when the next one comes, whole: the server goes on behind the last
+step that it has, and a validation comes after its step's loss. So W&B has each number of `metrics.csv` once, also where
+the recorder died with the run. A step that was computed again keeps its first value.
 
 Identity. W&B notes host, user, command line, paths and packages by default, also offline; none of that is written
 unless asked for. Of the config only hyper-parameters are sent, by the names of their options.
@@ -105,6 +106,7 @@ class WandbTracker(Logger):
         self._failed = False
         self._reached: dict[str, int] = {}
         self._floor = -1
+        self._held: tuple[int, dict[str, Any]] = (-1, {})
 
     @property
     def name(self) -> str:
@@ -139,7 +141,7 @@ class WandbTracker(Logger):
 
         def log() -> None:
             self._begin(before=at)
-            self._send(numbers, at)
+            self._hold(numbers, at)
 
         self._attempt(log)
 
@@ -159,7 +161,7 @@ class WandbTracker(Logger):
             self._begin(before=step)
             drawn = [wandb.Image(pixels, caption=caption) for caption, pixels in pictures.items()]
             table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-            self._send({"val/cases": table, **({"val/pictures": drawn} if drawn else {})}, step)
+            self._hold({"val/cases": table, **({"val/pictures": drawn} if drawn else {})}, step)
 
         self._attempt(log)
 
@@ -171,6 +173,7 @@ class WandbTracker(Logger):
             import wandb
 
             self._begin(before=None)
+            self._hold({}, -1)
             if self._checkpoints:
                 artifact = wandb.Artifact(f"model-{self._run.id}", type="model")
                 artifact.add_file(str(checkpoint.absolute()), policy="immutable", skip_cache=True)
@@ -182,7 +185,10 @@ class WandbTracker(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """A training of the run has ended; if it failed or was interrupted, the run ends as well, for now."""
+        """A training of the run has ended; if it failed or was interrupted, the run ends as well, for now.
+
+        Its last step is not sent: it may be half of one, and the next start adds it.
+        """
         if status == "success" or self._run is None:
             return
         error = sys.exc_info()[1]
@@ -198,7 +204,7 @@ class WandbTracker(Logger):
             work()
         except Exception as error:
             self._failed = True
-            self._warn(error, "the run goes on without it; metrics.csv has every number")
+            self._warn(error, f"the run goes on without it; `wandb sync {self._folder}/wandb` may send what is missing")
             with contextlib.suppress(Exception):
                 _let_go()
 
@@ -221,6 +227,14 @@ class WandbTracker(Logger):
         for step, name, value in read_metrics(self._folder / "metrics.csv"):
             if before is None or step < before:
                 self._send({name: value}, step)
+
+    def _hold(self, values: Mapping[str, Any], step: int) -> None:
+        """Keep what belongs to a step, and send the one before."""
+        before, known = self._held
+        if step != before:
+            self._send(known, before)
+            known = {}
+        self._held = (step, {**known, **values})
 
     def _send(self, values: Mapping[str, Any], step: int) -> None:
         new = {name: value for name, value in values.items() if step > self._reached.get(name, self._floor)}

@@ -21,6 +21,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
         ["--out", KEY],
         ["--out", f"local-{KEY}"],
         [KEY],
+        ["--x", "sk-" + "a1B2" * 10],
         ["--x=wandb_v1_" + "a1B2" * 19],
         ["--x", "https://me:pass@example.org"],
         ["--x", "hf_" + "a" * 34],
@@ -40,6 +41,10 @@ def test_a_key_in_the_command_line_is_refused_and_not_repeated(words):
         ["--x.token=null", "--x.keys=4", "--monkey=1", "--tokens", "8"],
         ["--model.init_args.network.keys", "pooled"],
         ["--out", "runs/" + "f" * 64],  # a digest is longer
+        ["--out", f"runs/{KEY}"],  # a commit's folder
+        ["--ckpt_path", f"snapshots/{KEY}/last.ckpt", "--input", f"{KEY}.nii.gz"],
+        ["--out", "runs/sk-net-own_100_inerrant0_fold1"],
+        ["--x.class_token", "true"],
         ["--x", "https://example.org:8080/a@b"],
     ],
 )

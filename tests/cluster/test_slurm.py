@@ -83,8 +83,17 @@ def test_an_array_gives_each_task_its_number(slurm: Slurm) -> None:
     }
 
 
+@pytest.mark.parametrize("array", ["0,5", "3", "1-8"])
+def test_the_number_of_tasks_is_not_guessed_where_some_are_submitted_again(array: str, slurm: Slurm) -> None:
+    words = ("--array", array, SCRIPT, "prepare", "mine.yaml", "--out", "cache", "--shard")
+    assert slurm.submit(*words, "%a/%n", ORGANSEG=recorder(slurm.folder, *[0] * 8)) == 2
+    assert not (slurm.folder / "words").exists() and "write it out: --shard %a/8" in slurm.log
+    assert slurm.submit(*words, "%a/9", ORGANSEG=recorder(slurm.folder, *[0] * 8)) == 0
+    assert recorded(slurm.folder)[0][-1] == f"{array[0]}/9"
+
+
 @pytest.mark.parametrize(("array", "codes", "starts"), [
-    ((), (75, 75, 0), 3), (("--array", "1-2"), (75, 0, 75, 0), 4), ((), (6, 0), 1), ((), (2, 0), 1),
+    ((), (75, 138, 0), 3), (("--array", "1-2"), (75, 0, 75, 0), 4), ((), (6, 0), 1), ((), (2, 0), 1),
 ])  # fmt: skip
 def test_what_was_interrupted_comes_back_and_nothing_else(
     array: tuple[str, ...], codes: tuple[int, ...], starts: int, slurm: Slurm

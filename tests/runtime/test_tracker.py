@@ -13,6 +13,7 @@ import pytest
 from lightning.pytorch.utilities import rank_zero_only
 from offline_runs import config_of, files_of, logged, numbers_of, records
 
+from organseg.cli import run
 from organseg.errors import Interrupted, UsageError
 from organseg.runtime.metrics_log import MetricsLog
 from organseg.runtime.run_folder import RunFolder
@@ -20,6 +21,7 @@ from organseg.runtime.signals import STOP
 from organseg.runtime.tracker import STOPPED, WandbTracker, hyperparameters, reached
 
 wandb = pytest.importorskip("wandb")
+CONFIG = Path(__file__).parents[2] / "configs" / "experiment" / "phantom_30_inerrant0.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +163,47 @@ def test_a_failure_ends_the_run_with_the_commands_exit_code(tmp_path):
         part.tracker.finalize("failed")
     wandb.teardown()
     (code,) = [record.exit.exit_code for record in records(files_of(tmp_path / "run")[0]) if record.HasField("exit")]
-    assert code == 75 and logged(tmp_path / "run") == numbers_of(tmp_path / "run")
+    assert code == 75 and logged(tmp_path / "run") == [row for row in numbers_of(tmp_path / "run") if row[0] < 5]
+    Part(tmp_path / "run").log(range(5, 7)).end()
+    assert logged(tmp_path / "run") == numbers_of(tmp_path / "run")
+
+
+class Server:
+    """A run of W&B's server, which takes no number of a step that it has."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, dict[str, float]] = {}
+        self.id, self.settings = "a", wandb.Settings(mode="online")
+
+    @property
+    def starting_step(self) -> int:
+        return max(self.rows, default=-1) + 1
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        assert step >= self.began, "the server ignores what comes late"
+        self.rows.setdefault(step, {}).update(values)
+
+    def finish(self, exit_code: int) -> None:
+        """Nothing is left to be sent."""
+
+
+def test_a_validation_that_was_interrupted_reaches_the_server_with_its_step(tmp_path, monkeypatch):
+    server = Server()
+
+    def start(*_: Any) -> Server:
+        server.began = server.starting_step
+        return server
+
+    monkeypatch.setattr(WandbTracker, "_start", start)
+    part = Part(tmp_path / "run").log(range(4))
+    part.metrics.log_metrics({"train/loss": 0.2}, 4)
+    part.tracker.log_metrics({"train/loss": 0.2}, 4)  # then it validates, and is asked to stop
+    part.tracker.finalize("failed")
+    assert server.starting_step == 4
+    Part(tmp_path / "run").log(range(4, 7)).end()
+    assert server.rows == {
+        step: {"train/loss": 1 / (step + 1), **({"val/dsc": 4 / 7} if step == 4 else {})} for step in range(7)
+    }
 
 
 # Nothing is said that was not asked for.
@@ -337,7 +379,7 @@ def test_who_is_not_told_of_a_run_logs_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("under_agent", [False, True])
-def test_w_and_b_ends_a_run_for_good(tmp_path, monkeypatch, under_agent):
+def test_w_and_b_ends_a_run_for_good(tmp_path, monkeypatch, capsys, under_agent):
     if under_agent:
         monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", "x")
     monkeypatch.setattr(STOP, "asked", False)
@@ -345,6 +387,9 @@ def test_w_and_b_ends_a_run_for_good(tmp_path, monkeypatch, under_agent):
     tracker._stop()
     assert (tmp_path / "run" / STOPPED).exists()
     assert STOP.asked != under_agent, "an agent's SIGTERM would be the second request"
+    (tmp_path / "run" / "run.json").write_text('{"finished": false, "identity": {}}')
+    words = ["fit", "--config", str(CONFIG), "--out", str(tmp_path / "run"), "--data.init_args.cache", str(tmp_path)]
+    assert run(words) == 2 and "W&B ended this run early; --overwrite starts anew" in capsys.readouterr().err
 
 
 def test_the_settings_that_keep_names_here_exist_in_this_w_and_b():
