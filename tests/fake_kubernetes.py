@@ -14,7 +14,9 @@ from typing import Any
 import yaml
 
 KUBERNETES = "1.37"
-FOLDER = Path(__file__).parents[1] / "tools" / "cluster" / "kubernetes"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "tools" / "cluster" / "kubernetes"
+IN_IMAGE = "/opt/organseg/share/configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
 
 Document = dict[str, Any]
@@ -96,6 +98,11 @@ def expanded(words: list[str], name: str, node: int = 0) -> list[str]:
         known |= {"PET_NNODES": nodes, "PET_NPROC_PER_NODE": "auto", "PET_NODE_RANK": str(node)}
         known |= {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": "29400"}
     return [re.sub(r"\$\((\w+)\)", lambda found: known.get(found[1], found[0]), word) for word in words]
+
+
+def here(words: list[str]) -> list[str]:
+    """The image's configs are the repository's."""
+    return [word.replace(IN_IMAGE, str(ROOT / "configs")) for word in words]
 
 
 def option(words: list[str], name: str) -> str:
