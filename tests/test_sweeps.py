@@ -28,6 +28,9 @@ TOOL = ROOT / "tools" / "sweep.py"
 SWEEPS = sorted((ROOT / "configs" / "sweep").glob("*.yaml"))
 assert len(SWEEPS) >= 3
 
+sys.path.insert(0, str(TOOL.parent))  # as for a script
+import sweep_values  # noqa: E402
+
 spec = importlib.util.spec_from_file_location("sweep", TOOL)
 assert spec is not None and spec.loader is not None
 sweep_tool = importlib.util.module_from_spec(spec)
@@ -93,7 +96,7 @@ def test_a_sweep_file_has_what_w_and_b_documents_and_never_looks_at_test_cases(p
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_value_is_one_that_the_real_parser_and_the_method_take(path):
     sweep = loaded(path)
-    drawn = itertools.islice(sweep_tool.points({**sweep, "method": "bayes"}, seed=1), 3)
+    drawn = itertools.islice(sweep_values.points({**sweep, "method": "bayes"}, seed=1), 3)
     for values in [*corners(sweep), *drawn]:
         config = parsed(words_of(sweep, values))
         for name, value in values.items():
@@ -134,7 +137,7 @@ def test_the_command_is_the_one_that_w_and_bs_agent_runs(path, tmp_path, monkeyp
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     monkeypatch.chdir(tmp_path)
     sweep = {**loaded(path), "program": str(program)}
-    (values,) = itertools.islice(sweep_tool.points(sweep, seed=3), 1)
+    (values,) = itertools.islice(sweep_values.points(sweep, seed=3), 1)
     agent = agents.Agent(api=None, queue=None, sweep_id="s1")
     agent._sweep_command = list(sweep["command"])
     given = {name: {"value": value} for name, value in values.items()}
@@ -158,8 +161,8 @@ def test_variables_of_the_environment_are_macros(monkeypatch):
 
 def test_a_grid_is_walked_in_the_order_of_its_file():
     sweep = {"method": "grid", "parameters": {"a": {"values": [2, 1]}, "b": {"value": 5}, "c": {"min": 0, "max": 2}}}
-    assert list(sweep_tool.points(sweep, 0)) == [{"a": a, "b": 5, "c": c} for a in (2, 1) for c in (0, 1, 2)]
-    assert len(list(sweep_tool.points(loaded(ROOT / "configs/sweep/utransformer_grid.yaml"), 0))) == 24
+    assert list(sweep_values.points(sweep, 0)) == [{"a": a, "b": 5, "c": c} for a in (2, 1) for c in (0, 1, 2)]
+    assert len(list(sweep_values.points(loaded(ROOT / "configs/sweep/utransformer_grid.yaml"), 0))) == 24
 
 
 @pytest.mark.parametrize(
@@ -173,19 +176,19 @@ def test_a_grid_is_walked_in_the_order_of_its_file():
     ],
 )
 def test_drawn_values_lie_in_their_range(item, expected):
-    values = [sweep_tool.draw("p", item, random.Random(number)) for number in range(200)]
+    values = [sweep_values.draw("p", item, random.Random(number)) for number in range(200)]
     assert all(map(expected, values))
 
 
 def test_a_log_uniform_range_is_drawn_uniformly_in_the_logarithm():
     item = {"distribution": "log_uniform_values", "min": 0.0001, "max": 1.0}
-    values = [sweep_tool.draw("p", item, random.Random(number)) for number in range(2000)]
+    values = [sweep_values.draw("p", item, random.Random(number)) for number in range(2000)]
     assert abs(sum(value < 0.01 for value in values) / 2000 - 0.5) < 0.05
 
 
 def test_the_same_seed_draws_the_same_and_another_seed_something_else():
     sweep = loaded(ROOT / "configs/sweep/inerrant_bayes.yaml")
-    first, again, other = ([*itertools.islice(sweep_tool.points(sweep, seed), 3)] for seed in (1, 1, 2))
+    first, again, other = ([*itertools.islice(sweep_values.points(sweep, seed), 3)] for seed in (1, 1, 2))
     assert first == again != other
 
 
@@ -194,9 +197,9 @@ def test_the_same_seed_draws_the_same_and_another_seed_something_else():
 )
 def test_what_cannot_be_drawn_is_refused_by_name(item):
     with pytest.raises(UsageError, match=r"parameters\.p: found"):
-        sweep_tool.draw("p", item, random.Random(0))
+        sweep_values.draw("p", item, random.Random(0))
     with pytest.raises(UsageError, match=r"parameters\.p: found .* expected `values`"):
-        list(sweep_tool.points({"method": "grid", "parameters": {"p": item}}, 0))
+        list(sweep_values.points({"method": "grid", "parameters": {"p": item}}, 0))
 
 
 # Requests to stop, on their way through an agent.
@@ -323,6 +326,15 @@ def test_the_table_shows_what_varied_the_best_first(tmp_path, capsys):
     markdown = (tmp_path / "table.md").read_text()
     assert capsys.readouterr().out == markdown
     assert markdown.splitlines()[2] == "| b | 0.001235 | 75.0 | 20 | 62.5 | 30 | finished |"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"parameters": {}}', "null", "\xff"])
+def test_a_file_that_is_no_trials_note_is_named(tmp_path, content):
+    trial_of(tmp_path, "a", {"lr": 1})
+    (tmp_path / "b.json").write_text(content, encoding="latin-1")
+    for words in (["table", str(tmp_path)], ["resume", str(tmp_path)]):
+        with pytest.raises(UsageError, match=r"b\.json: found no note of a trial"):
+            sweep_tool.main(words)
 
 
 def test_a_trial_that_another_process_trains_is_running(tmp_path):

@@ -42,18 +42,17 @@ import hashlib
 import io
 import itertools
 import json
-import math
 import os
-import random
 import re
 import secrets
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from sweep_values import points
 
 from organseg.cli.secret_values import refuse_secrets
 from organseg.errors import OrgansegError, UsageError
@@ -109,7 +108,15 @@ def drawn() -> dict[str, Any]:
 
 def notes(folder: Path) -> dict[str, dict[str, Any]]:
     """What each trial of a folder has left: id -> note."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            note = json.loads(path.read_text())
+            _ = note["parameters"], note["environment"], note["words"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{path}: found no note of a trial ({error!r:.80}), expected one; move it away") from error
+        found[path.stem] = note
+    return found
 
 
 def state(run: Path, note: Mapping[str, Any]) -> str:
@@ -279,57 +286,6 @@ def command_of(sweep: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]
         named = re.sub(r"\$\{envvar:([A-Z0-9_]*)\}", lambda found: os.environ.get(found[1], found[1]), word)
         words += macros.get(named, [named])
     return words
-
-
-def points(sweep: Mapping[str, Any], seed: int) -> Iterator[dict[str, Any]]:
-    """The values of each trial: a grid's in the order of the file, its last parameter fastest; else drawn for ever."""
-    parameters = sweep["parameters"]
-    if sweep["method"] == "grid":
-        grid = itertools.product(*(choices(name, item) for name, item in parameters.items()))
-        yield from (dict(zip(parameters, point, strict=True)) for point in grid)
-        return
-    for number in itertools.count():
-        chance = random.Random(f"{seed} {number}")
-        yield {name: draw(name, item, chance) for name, item in parameters.items()}
-
-
-def choices(name: str, item: Mapping[str, Any]) -> Sequence[Any]:
-    """All values of a parameter in a grid."""
-    if "values" in item or "value" in item:
-        return list(item.get("values") or [item["value"]])
-    if isinstance(item.get("min"), int) and isinstance(item.get("max"), int):
-        return range(item["min"], item["max"] + 1)
-    raise UsageError(f"parameters.{name}: found {dict(item)}, expected `values` in a grid")
-
-
-def draw(name: str, item: Mapping[str, Any], chance: random.Random) -> Any:
-    """One value of a parameter's range."""
-    if "value" in item:
-        return item["value"]
-    if "values" in item:
-        return chance.choices(item["values"], item.get("probabilities"))[0]
-    low, high = item.get("min"), item.get("max")
-    whole = isinstance(low, int) and isinstance(high, int)
-    kind = item.get("distribution", "int_uniform" if whole else "uniform")
-    if low is None or high is None or kind not in DRAWN:
-        raise UsageError(
-            f"parameters.{name}: found {dict(item)}, expected values or a range that `local` can draw from"
-        )
-    return DRAWN[kind](chance, low, high, item.get("q", 1))
-
-
-def log_uniform(chance: random.Random, low: float, high: float) -> float:
-    """Uniform in the logarithm, and never outside by rounding."""
-    return min(max(math.exp(chance.uniform(math.log(low), math.log(high))), low), high)
-
-
-DRAWN: dict[str, Callable[[random.Random, Any, Any, Any], Any]] = {
-    "int_uniform": lambda chance, low, high, q: chance.randint(low, high),
-    "uniform": lambda chance, low, high, q: chance.uniform(low, high),
-    "q_uniform": lambda chance, low, high, q: round(chance.uniform(low, high) / q) * q,
-    "log_uniform_values": lambda chance, low, high, q: log_uniform(chance, low, high),
-    "q_log_uniform_values": lambda chance, low, high, q: round(log_uniform(chance, low, high) / q) * q,
-}
 
 
 # What came out.
