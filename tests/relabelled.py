@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from organseg.curriculum.quality import report_round
+from organseg.curriculum.quality import RoundReport
 from organseg.data.cache import CaseArrays, CaseHeader, write_case
 from organseg.data.pseudo_labels import PseudoLabels, RoundHeader, write_pseudo_labels
 
@@ -66,7 +66,7 @@ def label_map(order: Collection[str], organs: Collection[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Source:
-    """Knows what is hidden: `quality.report_round` asks it."""
+    """Knows what is hidden: `quality.RoundReport` asks it."""
 
     hidden: bool
 
@@ -123,5 +123,9 @@ def make_run(folder: Path, *, truth: bool = True, mcp: bool = False, shape: tupl
         labels = run.path / "pseudo_labels" / f"round_{index}"
         for voxels, round_header in made:
             write_pseudo_labels(labels, round_header, voxels)
-        report_round(run.table(index, "").parent, labels, [header for _, header in made], Source(truth))  # type: ignore[arg-type]
+        headers = [header for _, header in made]
+        report = RoundReport(run.table(index, "").parent, labels, headers, Source(truth))  # type: ignore[arg-type]
+        for header in headers:
+            report.add(header)
+        report.write()
     return run

@@ -5,15 +5,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import hdf5plugin  # noqa: F401 - the filter of the files
 import torch
 from toy import TOY
+from warm import start
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PHASES = ["00_round0_train", "01_round1_confidence", "02_round1_relabel", "03_round1_train", "04_round2_confidence",
@@ -61,17 +61,6 @@ def losses(run: Path) -> list[str]:
     return [line for line in (run / "metrics.csv").read_text().splitlines() if ",pace/" not in line]
 
 
-def start(words: list[str], more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """The command in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "organseg", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(more or {})},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
 def stop_when(words: list[str], condition: Callable[[], bool], with_signal: int) -> int:
     """Start the command, signal its group once the condition holds; returns the exit code."""
     process = start(words)
@@ -80,7 +69,7 @@ def stop_when(words: list[str], condition: Callable[[], bool], with_signal: int)
         if condition():
             os.killpg(process.pid, with_signal)
             break
-        time.sleep(0.003)
+        time.sleep(0.01)
     process.wait(timeout=60)
     return process.returncode
 

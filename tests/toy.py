@@ -1,9 +1,9 @@
 """The real command in a process of its own, at toy size."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
+
+import warm
 
 TOY = (
     "--data.init_args.batch_size=4",
@@ -15,10 +15,10 @@ TOY = (
 """What turns a shipped config into one of seconds."""
 
 
-def organseg(*arguments: object, check: int | None = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the real command; `check` is the exit code that it must have."""
-    words = [sys.executable, "-m", "organseg", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=cwd, timeout=300)
+def organseg(
+    *arguments: object, check: int | None = 0, cwd: Path | None = None, cold: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run the real command; `check` is the exit code that it must have, `cold` starts an interpreter for it."""
+    done = warm.run([str(argument) for argument in arguments], cwd, cold=cold)
     assert check is None or done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

@@ -26,11 +26,13 @@ METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis",
 WITHOUT_ROUNDS = ("inerrant0", "naive", "stipple0")
 WITH_PRIOR = ("stipple0", "stipple")
 ROUND0 = "round0"
+KEYS = ("dataset", "label_share_percent", "seed", "method")
+"""Of the tables' lines."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: its folder is `OUT/<share>/seed<seed>/<method>`."""
+    """One training: its folder is `OUT/<data set>/<share>/seed<seed>/<method>`."""
 
     out: Path
     dataset: str
@@ -41,12 +43,12 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where it lies."""
-        return self.out / str(self.share) / f"seed{self.seed}" / self.method
+        return self.out / self.dataset / str(self.share) / f"seed{self.seed}" / self.method
 
     @property
     def line(self) -> dict[str, str]:
         """What its lines in the tables begin with."""
-        return {"label_share_percent": str(self.share), "seed": str(self.seed), "method": self.method}
+        return dict(zip(KEYS, (self.dataset, str(self.share), str(self.seed), self.method), strict=True))
 
     @property
     def summary(self) -> Path:
@@ -114,22 +116,25 @@ def spread(values: Sequence[float]) -> str:
 
 def kept(path: Path, finished: Sequence[Run]) -> list[dict[str, str]]:
     """The lines of a table of ours about other runs than these."""
-    ours = {(str(run.share), str(run.seed), run.method) for run in finished}
+    ours = {tuple(run.line.values()) for run in finished}
     lines = rows_of(path) if path.exists() else []
-    return [line for line in lines if (line["label_share_percent"], line["seed"], line["method"]) not in ours]
+    return [line for line in lines if tuple(line[key] for key in KEYS) not in ours]
 
 
 def sorted_lines(lines: list[dict[str, str]]) -> list[dict[str, str]]:
-    """By share, method and seed; organs stay in their order."""
+    """By data set, share, method and seed; organs stay in their order."""
     methods = [ROUND0, *METHODS]
-    return sorted(
-        lines, key=lambda line: (-int(line["label_share_percent"]), methods.index(line["method"]), int(line["seed"]))
-    )
+
+    def place(line: dict[str, str]) -> tuple[str, int, int, int]:
+        share, seed = int(line["label_share_percent"]), int(line["seed"])
+        return line["dataset"], -share, methods.index(line["method"]), seed
+
+    return sorted(lines, key=place)
 
 
 def show_scores(runs: Sequence[Run], tables: Path) -> None:
     """DSC of each method and organ; std over seeds."""
-    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     finished = [run for run in runs if run.summary.exists()]
     lines = kept(tables / "results.csv", finished)
     for run in finished:
@@ -140,12 +145,15 @@ def show_scores(runs: Sequence[Run], tables: Path) -> None:
     lines = sorted_lines(lines)
     write(tables / "results.csv", lines)
     for line in lines:
-        found[line["label_share_percent"], line["method"]][line["organ"]].append(float(line["dsc_mean"]))
+        of = (line["dataset"], line["label_share_percent"], line["method"])
+        found[of][line["organ"]].append(float(line["dsc_mean"]))
     organs = list(dict.fromkeys(line["organ"] for line in lines))
-    print("\n| labels | method | seeds | " + " | ".join(organs) + " |\n|---|---|---:|" + "---:|" * len(organs))
-    for (share, method), scores in found.items():
+    print(
+        "\n| data | labels | method | seeds | " + " | ".join(organs) + " |\n|---|---|---|---:|" + "---:|" * len(organs)
+    )
+    for (dataset, share, method), scores in found.items():
         cells = (spread(scores[organ]) for organ in organs)
-        print(f"| {share}% | {method} | {len(scores[organs[0]])} | " + " | ".join(cells) + " |")
+        print(f"| {dataset} | {share}% | {method} | {len(scores[organs[0]])} | " + " | ".join(cells) + " |")
 
 
 RATES = ("precision", "recall", "probability_auc", "score_auc", "probability_ap_success", "score_ap_success",
@@ -154,7 +162,7 @@ RATES = ("precision", "recall", "probability_auc", "score_auc", "probability_ap_
 
 def show_rounds(runs: Sequence[Run], tables: Path) -> None:
     """What each round added, as means over organs, then mean and std over seeds."""
-    found: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     lines = kept(tables / "rounds.csv", [run for run in runs if run.summary.exists()])
     for run in runs:
         for table in sorted(run.folder.glob("*_relabel/organs.csv")) if run.summary.exists() else []:
@@ -169,17 +177,17 @@ def show_rounds(runs: Sequence[Run], tables: Path) -> None:
     write(tables / "rounds.csv", lines)
     seeds: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for line in lines:
-        seeds[line["label_share_percent"], line["method"], line["round"], line["seed"]].append(line)
-    for (share, method, round_name, _), rows in seeds.items():
+        seeds[line["dataset"], line["label_share_percent"], line["method"], line["round"], line["seed"]].append(line)
+    for (*run_round, _), rows in seeds.items():
         for rate in RATES:
             values = [float(row[rate]) for row in rows if row[rate]]
             if values:
-                found[share, method, round_name][rate].append(statistics.fmean(values))
+                found[tuple(run_round)][rate].append(statistics.fmean(values))
     print("\nMeans over organs; AUC and AP of the probability (MCP) and of the method's own score, over candidates.")
-    print("| labels | method | round | " + " | ".join(RATES) + " |\n|---|---|---:|" + "---:|" * len(RATES))
-    for (share, method, round_name), rates in found.items():
+    print("| data | labels | method | round | " + " | ".join(RATES) + " |\n|---|---|---|---:|" + "---:|" * len(RATES))
+    for (dataset, share, method, round_name), rates in found.items():
         cells = (spread(rates[rate]) if rates[rate] else "" for rate in RATES)
-        print(f"| {share}% | {method} | {round_name} | " + " | ".join(cells) + " |")
+        print(f"| {dataset} | {share}% | {method} | {round_name} | " + " | ".join(cells) + " |")
 
 
 def write(path: Path, lines: Sequence[dict[str, str]]) -> None:

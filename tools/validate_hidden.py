@@ -34,6 +34,10 @@ def main() -> None:
     for folder in arguments.folders:
         run = folder if (folder / "config.yaml").exists() else folder.parent
         config = read_yaml(run / "config.yaml")
+        if not config["data"]["class_path"].endswith("SliceDataModule"):
+            parser.error(f"{run}: trained on {config['data']['class_path']}; only slices can be scored here")
+        if not config["data"]["init_args"].get("val_share"):
+            parser.error(f"{run}: has no validation patients: train with --data.init_args.val_share 0.15")
         options = {key: value for key, value in config["data"]["init_args"].items() if key != "augmentation"}
         options["window_hu"] = tuple(options["window_hu"])
         data = SliceDataModule(**{**options, "seed": config["seed"]})

@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Callback
 from organseg.batch import RelabelSource
 from organseg.checkpoints import load_checkpoint, verify_checkpoint
 from organseg.curriculum.journal import Entry, Journal, digest_of
-from organseg.curriculum.quality import report_round
+from organseg.curriculum.quality import RoundReport
 from organseg.curriculum.relabel import Relabelling, Round, StopBetweenCases
 from organseg.curriculum.scores import LearnedConfidence, MaximumClassProbability, Score
 from organseg.curriculum.selection import Selection
@@ -108,8 +108,20 @@ class Curriculum(Callback):
                 f"curriculum: rounds {rounds} and round_steps {round_steps} must be at least 1, gamma_max {gamma_max} "
                 f"and lr_share {lr_share} in 0..1"
             )
+        if result == "best" and round0 is not None:
+            raise UsageError("curriculum: `result: best` also compares round 0, which `round0` does not validate")
+        if accumulate and (selection.smooth_mm or selection.largest_piece or selection.max_volume is not None):
+            raise UsageError(
+                "curriculum: `accumulate` chooses among what earlier rounds left over, which smooth_mm, largest_piece "
+                "and max_volume do not suit: set them to 0, false and null in curriculum.selection"
+            )
         named: dict[str, Score] = {"confidence": LearnedConfidence(), "mcp": MaximumClassProbability()}
         self.score: Score = named[score] if isinstance(score, str) else score
+        if isinstance(self.score, LearnedConfidence) and selection.threshold < 0.5:
+            raise UsageError(
+                f"curriculum.selection.threshold: {selection.threshold}: below 0.5 a learned confidence is that of the "
+                "organ's absence; set 0.5 or more, or rank by another `curriculum.score`"
+            )
         self.rounds = rounds
         self.gamma_max = gamma_max
         self.round_steps = round_steps
@@ -151,6 +163,8 @@ class Curriculum(Callback):
             NumericsError: If a round found no candidate of any organ.
         """
         self.host, self.data, self.folder = host, data, host.run_folder.path
+        if host.round0_steps < 1:
+            raise UsageError("training is counted in optimiser steps: set `--trainer.max_steps`, that of round 0")
         source: RelabelSource = data  # type: ignore[assignment]  # a Protocol, checked by use
         if not source.case_keys("predict"):
             raise UsageError("curriculum: every training case annotates every organ: there is nothing to relabel")
@@ -215,6 +229,8 @@ class Curriculum(Callback):
         score = None
         if phase.kind == "train" and self.result == "best":
             self.trainer.validate(module, datamodule=self.data, verbose=False)
+            if "val/dsc" not in self.trainer.callback_metrics:
+                raise UsageError("curriculum: `result: best`: nothing was validated; drop trainer.limit_val_batches")
             score = float(self.trainer.callback_metrics["val/dsc"])
         last = folder / "checkpoints" / "last.ckpt"
         return {str(last.relative_to(self.folder)): verify_checkpoint(last)}, score
@@ -252,9 +268,13 @@ class Curriculum(Callback):
         self.trainer.strategy.barrier("all cases are relabelled")
         keys = source.case_keys("predict")
         headers = [read_round_header(task.folder, key) for key in keys]
+        report = RoundReport(self.folder / phase.name, task.folder, headers, source)
+        for header in headers:
+            if self.trainer.is_global_zero:
+                report.add(header)
+            self.trainer.strategy.barrier("a case is reported")  # many cases take longer than ranks wait for each other
         if self.trainer.is_global_zero:
-            report_round(self.folder / phase.name, task.folder, headers, source)
-        self.trainer.strategy.barrier("the round is reported")
+            report.write()
         if not any(any(header.candidates) for header in headers):
             raise NumericsError(
                 f"round {t}: the network finds no candidate of any unlabelled organ; train round 0 longer "

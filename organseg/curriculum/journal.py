@@ -73,9 +73,15 @@ class Journal:
             parent = entry.digest
         for entry in found:
             for name, digest in entry.outputs.items():
-                if self.digest(self.run / name) != digest:
+                if self._is_not(name, digest):
                     raise self._changed(entry, name)
         return found
+
+    def _is_not(self, name: str, digest: str) -> bool:
+        try:
+            return self.digest(self.run / name) != digest
+        except IntegrityError:
+            return True
 
     def append(self, entry: Entry) -> None:
         """Write a line, durably; it begins with a line end, so that a torn one before it does no harm.
@@ -104,6 +110,6 @@ class Journal:
 
     def _changed(self, entry: Entry, name: str) -> IntegrityError:
         return IntegrityError(
-            f"{self.run / name}: changed since {entry.phase} was finished; restore it, or remove the lines from "
-            f"{entry.phase} on in {self.path} to do it again"
+            f"{self.run / name}: changed or removed since {entry.phase} was finished; restore it, or remove the lines "
+            f"from {entry.phase} on in {self.path} and run the same `fit` again, which then does them again"
         )

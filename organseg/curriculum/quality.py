@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from organseg.anatomy import ORGANS
 from organseg.batch import RelabelSource
+from organseg.curriculum.selection import TOUCHING
 from organseg.data.pseudo_labels import PseudoLabels, RoundHeader, read_pseudo_labels
 from organseg.files import publish_text
 from organseg.metrics.ranking import ranking
@@ -33,7 +34,7 @@ class CaseRow:
         added: Voxels that carry a pseudo-label of this organ now.
         volume_ml: Of these.
         plausible: `yes`, `low`, `high`, or `none` where nothing was added.
-        pieces: Connected components of them.
+        pieces: Connected components of them, by faces, edges and corners.
         right: Added voxels that the hidden truth confirms; empty where nothing is hidden.
         missing: Voxels of the hidden truth.
     """
@@ -68,8 +69,8 @@ class OrganRow:
     probability_ap_error: float | None = None
 
 
-def report_round(folder: Path, labels: Path, headers: Sequence[RoundHeader], source: RelabelSource) -> None:
-    """Write a round's tables and print the second.
+class RoundReport:
+    """A round's tables, case by case.
 
     Args:
         folder: Of the phase.
@@ -77,26 +78,38 @@ def report_round(folder: Path, labels: Path, headers: Sequence[RoundHeader], sou
         headers: Of all relabelled cases.
         source: Knows what is hidden.
     """
-    organs = headers[0].organs
-    rows: list[CaseRow] = []
-    ranked: dict[str, list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]]] = {}
-    for header in headers:
-        voxels = read_pseudo_labels(labels, header.key)
-        unknown, hidden = source.unknown_organs(header.key), source.hidden_organs(header.key)
-        truth = source.hidden_truth(header.key)
-        for channel in np.flatnonzero(unknown):
-            inside = truth == channel + 1 if hidden[channel] else None
-            rows.append(_case_row(header, int(channel), voxels, inside, source.voxel_ml(header.key)))
+
+    def __init__(self, folder: Path, labels: Path, headers: Sequence[RoundHeader], source: RelabelSource) -> None:
+        self.folder = folder
+        self.labels = labels
+        self.headers = headers
+        self.source = source
+        self.rows: list[CaseRow] = []
+        self._ranked: dict[str, list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]]] = {}
+
+    def add(self, header: RoundHeader) -> None:
+        """Look at one case."""
+        key, source = header.key, self.source
+        voxels = read_pseudo_labels(self.labels, key)
+        hidden = source.hidden_organs(key)
+        truth = source.hidden_truth(key) if hidden.any() else None
+        for channel in np.flatnonzero(source.unknown_organs(key)):
+            inside = truth == channel + 1 if truth is not None and hidden[channel] else None
+            self.rows.append(_case_row(header, int(channel), voxels, inside, source.voxel_ml(key)))
             if inside is not None:
                 ours = voxels.candidate == channel + 1
                 found = (voxels.score[ours], voxels.probability[ours], inside[ours])
-                ranked.setdefault(organs[channel], []).append(found)
-    summary = [_organ_row(organ, rows, ranked.get(organ, [])) for organ in organs]
-    summary = [row for row in summary if row.cases]
-    folder.mkdir(parents=True, exist_ok=True)
-    publish_text(folder / "cases.csv", _table(rows))
-    publish_text(folder / "organs.csv", _table(summary))
-    _show(headers[0], summary)
+                self._ranked.setdefault(header.organs[channel], []).append(found)
+
+    def write(self) -> None:
+        """Write the tables and print the second."""
+        organs = self.headers[0].organs
+        summary = [_organ_row(organ, self.rows, self._ranked.get(organ, [])) for organ in organs]
+        summary = [row for row in summary if row.cases]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        publish_text(self.folder / "cases.csv", _table(self.rows))
+        publish_text(self.folder / "organs.csv", _table(summary))
+        _show(self.headers[0], summary)
 
 
 def _case_row(
@@ -110,7 +123,8 @@ def _case_row(
     plausible = "none" if not added else "low" if volume < low else "high" if volume > high else "yes"
     right = None if inside is None else int((mask & inside).sum())
     missing = None if inside is None else int(inside.sum())
-    pieces = int(ndimage.label(mask)[1])
+    body = ndimage.find_objects(mask.view(np.uint8))
+    pieces = int(ndimage.label(mask[body[0]], TOUCHING)[1]) if body else 0
     candidates = header.candidates[channel]
     return CaseRow(header.key, organ, candidates, added, round(volume, 2), plausible, pieces, right, missing)
 
@@ -155,7 +169,8 @@ def _table(rows: Sequence[CaseRow] | Sequence[OrganRow]) -> str:
 
 def _show(header: RoundHeader, rows: Sequence[OrganRow]) -> None:
     """One line an organ; organs without a candidate anywhere are named."""
-    print(f"\nround {header.round_index}: of the candidates, the {100 * header.gamma:.0f}% with the highest score")
+    share = f"{100 * header.gamma:.0f}%"
+    print(f"\nround {header.round_index}: of the candidates, at most the {share} with the highest score")
     head = (
         f"{'organ':<26}{'cases':>6}{'candidates':>12}{'added':>10}{'precision':>11}{'recall':>8}{'AUC':>7}{'of MCP':>8}"
     )

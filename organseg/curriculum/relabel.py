@@ -1,7 +1,7 @@
 """Relabelling: which voxels that nobody annotated get a pseudo-label, and of which organ (METHOD.md 1.5).
 
-Candidates are found slab by slab and kept as index, organ, score and probability, so that memory grows with the number
-of candidates and not with organs times volume. Each case is one atomic file; what is there already is not made again.
+Candidates are found slab by slab and kept as index, organ, score and probability; a case's file is made of five
+volumes (11 bytes a voxel), whatever the number of organs. It is written at once; what is there is not made again.
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from organseg.errors import UsageError
 
-_TOUCHING = np.ones((3, 3, 3), dtype=bool)
+TOUCHING = np.ones((3, 3, 3), dtype=bool)
 """Voxels that share a corner belong to one piece."""
 
 
@@ -26,8 +26,8 @@ class Selection:
     Attributes:
         threshold: A candidate's probability is at least this. With few labels a network is rarely as sure as 0.5 of
             organs that it does find.
-        smooth_mm: Rank by the score averaged around the voxel (Gaussian of this standard deviation, over candidates);
-            0 ranks by the voxel's own.
+        smooth_mm: Rank by the score averaged around the voxel (Gaussian of this standard deviation; what is no
+            candidate counts as 0, so that borders come last); 0 ranks by the voxel's own.
         largest_piece: Believe only the connected piece of an organ with the largest sum of probabilities.
         max_volume: Add no more of an organ than this multiple of its mean volume in the cases that annotate it, times
             the round's share; null sets no limit.
@@ -115,7 +115,7 @@ def choose(
     if selection.largest_piece:
         inside = np.zeros(box, dtype=bool)
         inside[places] = True
-        piece = ndimage.label(inside, _TOUCHING)[0][places]
+        piece = ndimage.label(inside, TOUCHING)[0][places]
         eligible = piece == np.bincount(piece, weights=probability).argmax()
     if selection.max_volume is not None and np.isfinite(mean_ml):
         most = selection.max_volume * mean_ml / (float(np.prod(spacing)) / 1000)

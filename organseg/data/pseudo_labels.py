@@ -21,7 +21,7 @@ SCHEMA = 1
 PSEUDO_LABELS = Kind(
     magic=b"organseg pseudo-labels\n",
     what="pseudo-label file",
-    remedy="remove this round's folder in pseudo_labels/ and the later ones, and run the same `fit` again",
+    remedy="run the same `fit` again: it says how to make this round again",
     required=frozenset({"label", "round", "candidate", "score", "probability", "organ_counts"}),
 )
 

@@ -170,6 +170,15 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is replaced or written to; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 class PlaneReader:
     """Reads slices and boxes of many sealed files through a bounded set of open ones, safely across forks.
 
@@ -186,6 +195,7 @@ class PlaneReader:
         self.names = tuple(names)
         self.max_open = max_open
         self._files: OrderedDict[int, tuple[SealedFile, list[h5py.Dataset]]] = OrderedDict()
+        self._verified: dict[int, tuple[int, ...] | None] = {}
         self._pid = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -206,7 +216,10 @@ class PlaneReader:
             self._files, self._pid = OrderedDict(), os.getpid()
         if number not in self._files:
             path = self.paths[number]
-            verify_sealed(path, self.kind)
+            state = _state(path)
+            if state is None or state != self._verified.get(number):
+                verify_sealed(path, self.kind)
+                self._verified[number] = state  # to read all of it whenever it is opened again would cost far more
             file = open_sealed(path, self.kind)
             self._files[number] = (file, [file[name] for name in self.names])
             if len(self._files) > self.max_open:

@@ -152,6 +152,8 @@ def key_options(config: Mapping[str, Any], organs: Sequence[str]) -> list[tuple[
         "network": _class(at("model", "init_args", "network")),
         "optimiser": _class(at("model", "init_args", "optimizer"), "lr", "weight_decay"),
         "steps": at("trainer", "max_steps"),
+        "rounds": at("curriculum", "rounds"),
+        "steps of each round": at("curriculum", "round_steps"),
         "batch size": at(*options, "batch_size"),
         "precision": at("trainer", "precision"),
     }

@@ -122,7 +122,7 @@ def organ_table(round_tables: RoundTables, share: float | None, score: str) -> O
         cells.append((_ALL, *totals, *rates))
     empty = [line.organ.replace("_", " ") for line in lines if not line.candidates]
     remarks = [f"No candidate of {', '.join(empty)}: nothing to add in this round."] if empty else []
-    what = "" if share is None else f": the {100 * share:.0f} % of the candidates with the highest {score}"
+    what = "" if share is None else f": at most the {100 * share:.0f} % of the candidates with the highest {score}"
     return OrganTable(f"Round {round_tables.index}{what}", head, cells, remarks)
 
 

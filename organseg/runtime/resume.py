@@ -54,9 +54,11 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time or a signal came, unless validation comes first."""
+        """Save between two steps if it is time or a signal came, unless validation comes first."""
         if batch_idx + 1 >= trainer.num_training_batches or _validation_follows(trainer, batch_idx):
             return
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # the gradient that is being accumulated is in no checkpoint
         agree = trainer.strategy.reduce_boolean_decision
         stop = agree(STOP.asked, all=False)
         due = agree(time.monotonic() - self.saved_at > self.every_s, all=False)

@@ -52,7 +52,7 @@ def test_every_torn_line_is_an_unfinished_phase(journal):
 def test_a_changed_result_is_named(journal):
     finish(journal, "00_a", "root")
     (journal.run / "00_a").write_bytes(b"y")
-    with pytest.raises(IntegrityError, match=r"00_a: changed since 00_a was finished"):
+    with pytest.raises(IntegrityError, match=r"00_a: changed or removed since 00_a was finished"):
         journal.finished(PLAN, "root")
 
 

@@ -24,7 +24,6 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_two_ranks_train_and_test_as_one_process_does(toy: Path, tmp_path: Path) -> None:
     runs = {1: tmp_path / "one", 2: tmp_path / "two"}
     for ranks, run in runs.items():
@@ -48,7 +47,6 @@ def test_two_ranks_train_and_test_as_one_process_does(toy: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_batch_that_ranks_cannot_share_is_refused(toy: Path, tmp_path: Path) -> None:
     done = organseg("fit", "--config", CONFIG, "--data.init_args.cache", toy / "cache", "--out", tmp_path / "run",
                     *TOY, "--data.init_args.batch_size=3", "--trainer.max_steps=2", *TWO_RANKS, check=None)  # fmt: skip

@@ -1,16 +1,14 @@
 """A killed run, started again by the same command, ends with the weights of an uninterrupted one (FAULTS.md 5)."""
 
 import hashlib
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from toy import TOY, organseg
+from warm import start
 
 CONFIG = Path(__file__).parents[2] / "configs" / "experiment" / "phantom_30_inerrant0.yaml"
 STEPS = 14
@@ -50,19 +48,15 @@ def uninterrupted(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def interrupt(words: list[str], run: Path, after_step: int, with_signal: int) -> int:
     """Start the command, signal it once `metrics.csv` shows a step, and return its exit code."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "organseg", *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    process = start(words)
     metrics, wanted = run / "metrics.csv", f"\n{after_step},train/loss"
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if metrics.exists() and wanted in metrics.read_text():
             process.send_signal(with_signal)
             break
-        time.sleep(0.005)
-    process.communicate(timeout=60)
-    return process.returncode
+        time.sleep(0.01)
+    return process.wait(timeout=60)
 
 
 @pytest.mark.slow
@@ -79,7 +73,7 @@ def test_a_killed_3d_run_ends_equal(toy: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("step", "workers"), [(3, (0, 0)), (6, (2, 0)), (9, (0, 2))])
+@pytest.mark.parametrize(("step", "workers"), [(6, (2, 0)), (9, (0, 2))])
 def test_kill_9_then_the_same_command_ends_equal(
     step: int, workers: tuple[int, int], toy: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:

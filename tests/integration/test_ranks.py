@@ -10,7 +10,7 @@ from toy import TOY, organseg
 
 from organseg.data.pseudo_labels import read_round_header
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = pytest.mark.slow
 
 WATCHED = ("--trust-import", "watched", "--curriculum.rounds=1")
 WITNESS = "--trainer.callbacks=[{class_path: watched.Witness}]"
@@ -68,6 +68,7 @@ def test_ranks_hold_one_network_after_every_phase(toy: Path, tmp_path: Path, mon
                 assert equal(validated, ranks[0]), (phase, rank)
 
 
+@pytest.mark.alone
 def test_a_rank_that_diverges_ends_the_run_with_6(toy: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = command(toy, run, *WATCHED, *TWO_RANKS)
@@ -77,6 +78,7 @@ def test_a_rank_that_diverges_ends_the_run_with_6(toy: Path, tmp_path: Path) -> 
     assert checkpoint["global_step"] == 2
 
 
+@pytest.mark.alone
 def test_a_rank_that_fails_alone_ends_the_run_and_says_why(toy: Path, tmp_path: Path) -> None:
     words = command(toy, tmp_path / "run", *WATCHED, *TWO_RANKS)
     done = organseg(*words, "--trainer.callbacks=[{class_path: watched.FailAlone}]", check=None)

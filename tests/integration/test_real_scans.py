@@ -34,7 +34,7 @@ def checkpoint(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_same_labels_at_the_same_positions_in_other_orientations(checkpoint: Path, tmp_path: Path) -> None:
-    source = nibabel.load(BTCV / "RawData" / "Training" / "img" / "img0022.nii.gz")
+    source = nibabel.load(BTCV / "RawData" / "Training" / "img" / "img0022.nii.gz").slicer[:, :, 40:72]
     array = np.asarray(source.dataobj)
     scans = tmp_path / "scans"
     scans.mkdir()

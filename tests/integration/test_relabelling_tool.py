@@ -27,14 +27,14 @@ def test_methods_share_round_0_and_end_in_tables(toy: Path, tmp_path: Path) -> N
     small = (*TOY, "--curriculum.round_steps=5", "--curriculum.score.init_args.steps=5")
     plain = ("--methods", "inerrant0", "--trainer.max_steps=50", *TOY)
     run_tool(toy, out, *plain)
-    folder = out / "30" / "seed0"
+    folder = out / "phantom" / "30" / "seed0"
     tested = (folder / "inerrant0" / "test" / "summary.csv").stat().st_mtime_ns
     shown = run_tool(toy, out, "--methods", "inerrant", "--round0-steps", "50", "--trainer.max_steps=50", *small)
     assert "/round0/" in shown and "--curriculum.round0" in shown
     shown = run_tool(toy, out, "--methods", "inerrant", "inerrant0", "--round0-steps", "50")
     assert "$ organseg" not in shown  # all of it is finished
     assert (folder / "inerrant0" / "test" / "summary.csv").stat().st_mtime_ns == tested
-    assert shown.count("| 30% | inerrant") == 4  # scores of two methods, and two rounds
+    assert shown.count("| phantom | 30% | inerrant") == 4  # scores of two methods, and two rounds
     with (out / "results.csv").open() as file:
         found = {row["method"] for row in csv.DictReader(file)}
     assert found == {"round0", "inerrant", "inerrant0"}

@@ -5,8 +5,9 @@ import random
 from pathlib import Path
 
 import pytest
-from rounds import TWO_RANKS, killed_at, start, weights
+from rounds import TWO_RANKS, killed_at, weights
 from toy import TOY, organseg
+from warm import start
 
 from organseg import cli
 from organseg.data.staging import place_of
@@ -118,7 +119,6 @@ def test_three_predictions_one_killed_are_one(trained: Path, toy: Path, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_two_ranks_in_a_shard(trained: Path, tmp_path: Path) -> None:
     first = start(scoring(trained, tmp_path, "--shard", "0/2", *TWO_RANKS))
     assert first.wait(timeout=200) == 0

@@ -111,7 +111,9 @@ def at_step(run: Path, step: int) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize(("number", "rank", "workers"), [
-    (signal.SIGTERM, 1, 0), (signal.SIGUSR1, 0, 0), (signal.SIGTERM, GROUP, 2),
+    (signal.SIGTERM, 1, 0),
+    pytest.param(signal.SIGUSR1, 0, 0, marks=pytest.mark.faults),
+    pytest.param(signal.SIGTERM, GROUP, 2, marks=pytest.mark.faults),
 ])  # fmt: skip
 def test_a_request_to_any_process_leaves_one_checkpoint_and_exit_75(
     number: int, rank: int, workers: int, toy: Path, tmp_path: Path

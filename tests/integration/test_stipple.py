@@ -30,7 +30,7 @@ def runs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_tool("relabelling", "--cache", toy / "cache", "--out", out, "--dataset", "phantom", "--shares", 30,
              "--methods", "stipple0", "stipple", "--round0-steps", 60, "--trainer.max_steps=4",
              "--curriculum.round_steps=4", *TOY)  # fmt: skip
-    return out / "30" / "seed0"
+    return out / "phantom" / "30" / "seed0"
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_pictures_of_the_priors(runs: Path, toy: Path) -> None:
 
 @pytest.mark.slow
 def test_the_tables_of_its_parts(runs: Path, toy: Path) -> None:
-    words = ("--cache", toy / "cache", "--out", runs.parents[1], "--dataset", "phantom")
+    words = ("--cache", toy / "cache", "--out", runs.parents[2], "--dataset", "phantom")
     shown = run_tool("stipple", *words, "--bins", "all", "--positions", "naive", "--trainer.max_steps=2", *TOY)
     for variant in ("round0", "stipple0", "stipple", "bins_all", "naive"):
         assert f"{variant} |" in shown
@@ -96,7 +96,6 @@ def test_the_tables_of_its_parts(runs: Path, toy: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_two_ranks_find_the_same_organs(runs: Path, toy: Path, tmp_path: Path) -> None:
     words = ("fit", "--config", CONFIGS / "phantom_30_stipple0.yaml", "--data.init_args.cache", toy / "cache", *TOY,
              "--model.init_args.coarse", runs / "round0" / "checkpoints" / "last.ckpt",

@@ -75,7 +75,7 @@ def middle_mm(place: tuple[slice, slice]) -> tuple[float, float]:
 
 def test_a_table_for_each_round_has_both_rankings(hidden):
     first = organ_table(places(hidden).rounds[0], 0.5, "learned confidence")
-    assert first.title == "Round 1: the 50 % of the candidates with the highest learned confidence"
+    assert first.title == "Round 1: at most the 50 % of the candidates with the highest learned confidence"
     assert first.head == [
         "organ", "candidates", "added", "precision %", "recall %", "AUC %, learned confidence", "AUC %, probability",
         "AP success %, learned confidence", "AP success %, probability", "AP error %, learned confidence",

@@ -1,0 +1,131 @@
+"""The real command in a real process that need not import anything first: half of the tests' time would be imports.
+
+A fork server imports what the command imports, and each process is forked from it: it has its own pid, process group,
+signals and exit code, and dies as any other. With `ORGANSEG_COLD=1`, and where a test asks for it, the interpreter is
+started anew instead.
+"""
+
+import atexit
+import importlib
+import multiprocessing
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_IMPORTS = [
+    "organseg.cli.training", "organseg.cli.prediction", "organseg.cli.analysis", "organseg.cli.commands",
+    "organseg.methods", "organseg.networks", "organseg.data", "organseg.report", "hdf5plugin", "torch._dynamo",
+]  # fmt: skip
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(_IMPORTS)
+
+
+def environment_of(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Of a process of the tests: one thread, no GPU."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **(more or {})}
+
+
+class Warm:
+    """`subprocess.Popen` of `python -m organseg`, as far as the tests need it: leads a process group of its own."""
+
+    def __init__(
+        self, words: Sequence[str], environment: Mapping[str, str], cwd: Path | None, out: Path | str, err: Path | str
+    ) -> None:
+        before = dict(os.environ)
+        os.environ.update(environment_of())  # the first one starts the server
+        try:
+            place = str(cwd or Path.cwd())
+            self._process = _CONTEXT.Process(target=_run, args=(list(words), dict(environment), place, out, err))
+            self._process.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code; -n where signal n killed it."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("organseg", timeout or 0)
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """To it alone."""
+        os.kill(self.pid, number)
+
+
+def start(
+    words: Sequence[str],
+    more: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    out: Path | str = os.devnull,
+    err: Path | str = os.devnull,
+    cold: bool = False,
+) -> "Warm | subprocess.Popen[bytes]":
+    """Start the command with further environment variables; its output goes to files."""
+    environment = environment_of(more)
+    if not (cold or os.environ.get("ORGANSEG_COLD")):
+        return Warm(words, environment, cwd, out, err)
+    with Path(out).open("wb") as output, Path(err).open("wb") as errors:
+        return subprocess.Popen([sys.executable, "-m", "organseg", *words], env=environment, cwd=cwd, stdout=output,
+                                stderr=errors, start_new_session=True)  # fmt: skip
+
+
+def run(
+    words: Sequence[str], cwd: Path | None = None, timeout: float = 300, cold: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        process = start(words, None, cwd, out, err, cold)
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(f"{words}: no end in {timeout} s\n{out.read_text()}\n{err.read_text()}") from None
+        return subprocess.CompletedProcess(list(words), code, out.read_text(), err.read_text())
+
+
+def _run(words: list[str], environment: dict[str, str], cwd: str, out: Path | str, err: Path | str) -> None:
+    """What a fresh interpreter would have done until it calls the command."""
+    os.setsid()
+    for stream, path in ((1, out), (2, err)):
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(target, stream)
+        os.close(target)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    missing = [name for name in _IMPORTS if name not in sys.modules]
+    assert not missing, f"the fork server could not import {missing}"
+    places = [place for place in environment.get("PYTHONPATH", "").split(os.pathsep) if place]
+    sys.path[:0] = places
+    for place in places:
+        if (Path(place) / "sitecustomize.py").exists():
+            runpy.run_path(str(Path(place) / "sitecustomize.py"))
+    multiprocessing.set_start_method(None, force=True)  # as in an interpreter that nobody forked
+    random.seed()
+    importlib.import_module("numpy").random.seed()  # what is drawn without a seed must differ between processes
+    tempfile.tempdir = None
+    sys.argv = ["organseg", *words]
+    main = importlib.import_module("organseg.__main__")
+    sys.modules["__main__"] = main  # Lightning starts further ranks by its name
+    code = main.main()
+    atexit._run_exitfuncs()
+    sys.exit(code)
