@@ -16,7 +16,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,tensorboard,wandb]'
 	touch $@
 
-demo: venv ## Train naive, INERRANT0 and INERRANT on a synthetic cohort at 30% labels, and compare
+demo: venv ## Train naive, INERRANT0 and INERRANT on a synthetic cohort at 10% labels, and show them
 	$(BIN)/python tools/demo.py --out demo
 
 test: venv ## All tests but the long fault campaigns

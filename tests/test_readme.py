@@ -30,7 +30,7 @@ def test_own_data_from_import_to_report(tmp_path: Path) -> None:
         words = command.replace("1=liver 2=spleen 3=pancreas", labels).replace("--size 128", "--size 32").split()
         if words[0] == "fit":
             words += [*TOY, "--trainer.max_steps=2", "--trainer.val_check_interval=1"]
-        organseg(*words, cwd=tmp_path)
+        organseg(*words, cwd=tmp_path, cold=True)
     assert (tmp_path / "predictions" / "phantom_002.nii.gz").exists()
     assert (tmp_path / "runs" / "mine" / "report" / "index.html").exists()
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from organseg.cli.training import DATA
-from organseg.curriculum.journal import Entry, digest_of
+from organseg.curriculum.journal import chain, digest_of
 from organseg.data.cohort import Cohort, CohortCase, CohortOptions, load_cohort
 from organseg.data.pseudo_labels import PSEUDO_LABELS, merge, path_of, read_pseudo_labels
 from organseg.data.sealed import verify_sealed
@@ -73,23 +73,13 @@ def finished_rounds(run: Path, identity: dict[str, Any]) -> list[FinishedRound]:
         run: The run folder.
         identity: Of the run; the chain begins with its digest.
     """
-    path = run / "journal.jsonl"
-    entries = {}
-    for line in path.read_bytes().split(b"\n") if path.exists() else []:
-        try:
-            entry = Entry(**json.loads(line))
-        except (ValueError, TypeError):
-            continue  # torn by a kill: that phase is not finished
-        entries[entry.parent] = entry
     found: list[FinishedRound] = []
-    entry_after = entries.pop(digest_of(identity), None)
-    while entry_after:
-        if entry_after.phase.endswith("_relabel"):
+    for entry in chain(run / "journal.jsonl", digest_of(identity)):
+        if entry.phase.endswith("_relabel"):
             folder = f"pseudo_labels/round_{len(found) + 1}"
-            files = entry_after.outputs.items()
+            files = entry.outputs.items()
             digests = {name.removeprefix(f"{folder}/").removesuffix(".h5"): digest for name, digest in files}
             found.append(FinishedRound(len(found) + 1, run / folder, digests))
-        entry_after = entries.pop(entry_after.digest, None)
     return found
 
 

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,21 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def chain(path: Path, root: str) -> list[Entry]:
+    """The lines of a journal that follow from `root`, one after another; their results may be gone."""
+    entries = {}
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        try:
+            entry = Entry(**json.loads(line))
+        except (ValueError, TypeError):
+            continue  # torn by a kill: that phase is not finished
+        entries[entry.parent] = entry
+    found: list[Entry] = []
+    while (after := entries.pop(found[-1].digest if found else root, None)) is not None:
+        found.append(after)
+    return found
+
+
 class Journal:
     """The journal of one run.
 
@@ -62,15 +78,10 @@ class Journal:
         Raises:
             IntegrityError: If a result of one of them is damaged or missing.
         """
-        lines = {(entry.phase, entry.parent): entry for entry in self._entries()}
-        found: list[Entry] = []
-        parent = root
-        for phase in phases:
-            entry = lines.get((phase, parent))
-            if entry is None:
-                break
-            found.append(entry)
-            parent = entry.digest
+        known = chain(self.path, root)
+        found = [
+            entry for entry, _ in takewhile(lambda both: both[0].phase == both[1], zip(known, phases, strict=False))
+        ]
         for entry in found:
             for name, digest in entry.outputs.items():
                 if self._is_not(name, digest):
@@ -98,15 +109,6 @@ class Journal:
             raise StorageError(
                 f"{self.path}: cannot be written: {error.strerror}; free space, then run again"
             ) from error
-
-    def _entries(self) -> list[Entry]:
-        entries = []
-        for line in self.path.read_bytes().split(b"\n") if self.path.exists() else []:
-            try:
-                entries.append(Entry(**json.loads(line)))
-            except (ValueError, TypeError):
-                continue  # torn by a kill: that phase is not finished
-        return entries
 
     def _changed(self, entry: Entry, name: str) -> IntegrityError:
         return IntegrityError(

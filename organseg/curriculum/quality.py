@@ -52,7 +52,11 @@ class CaseRow:
 
 @dataclass(frozen=True)
 class OrganRow:
-    """One organ over all cases that lack it; rates are empty where no truth is hidden, or nothing was added."""
+    """One organ over all cases that lack it; rates are empty where no truth is hidden, or nothing was added.
+
+    `score_*` are of what ranked the candidates, averaged around them where the selection asks for it; `probability_*`
+    of each voxel's own probability.
+    """
 
     organ: str
     cases: int

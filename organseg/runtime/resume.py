@@ -46,6 +46,19 @@ class LastCheckpoint(Checkpoint):
         self.path = folder / "last.ckpt"
         self.every_s = every_s
         self.saved_at = time.monotonic()
+        self.stopped = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the user's callbacks have ended the training early, which Lightning forgets."""
+        return {"stopped": self.stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of a checkpoint."""
+        self.stopped = state_dict["stopped"]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What was ended stays ended."""
+        trainer.should_stop = self.stopped
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen to signals."""
@@ -80,6 +93,7 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
+        self.stopped = trainer.should_stop
         trainer.save_checkpoint(self.path, weights_only=False)  # "weights only" would leave out the optimiser
         self.saved_at = time.monotonic()
 

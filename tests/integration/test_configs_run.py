@@ -33,14 +33,17 @@ def steps_of(config: dict[str, Any]) -> list[str]:
     return ["--trainer.max_steps=60", "--curriculum.round_steps=2", *learned, *small]
 
 
-def other_data_alone(config: Path) -> bool:
-    """Whether an experiment before it has the same method, network and rounds."""
+def parts(config: Path) -> tuple[list[Any], dict[str, Any]]:
+    """Method, network and rounds; and the data, whatever the share of the labels."""
+    whole = load_config(config)
+    options = {name: value for name, value in whole["data"]["init_args"].items() if name != "label_share"}
+    return [whole["model"], whole.get("curriculum"), whole["data"]["class_path"]], options
 
-    def parts(path: Path) -> list[Any]:
-        whole = load_config(path)
-        return [whole["model"], whole.get("curriculum"), whole["data"]["class_path"]]
 
-    return any(parts(before) == parts(config) for before in EXPERIMENTS[: EXPERIMENTS.index(config)])
+def is_new(config: Path, part: int) -> bool:
+    """Whether no experiment before it has the same method (part 0), or the same data (1)."""
+    before = EXPERIMENTS[: EXPERIMENTS.index(config)]
+    return all(parts(other)[part] != parts(config)[part] for other in before)
 
 
 def base_of(config: Path) -> Path | None:
@@ -54,15 +57,20 @@ WITH_COARSE = [config for config in EXPERIMENTS if "coarse" in load_config(confi
 VARIANTS = [config for config in EXPERIMENTS if base_of(config) and config not in WITH_COARSE]
 
 
+OTHERS = sorted({*EXPERIMENTS} - {*VARIANTS} - {*WITH_COARSE})
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("config", sorted({*EXPERIMENTS} - {*VARIANTS} - {*WITH_COARSE}), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config", [path for path in OTHERS if is_new(path, 0) or is_new(path, 1)], ids=lambda path: path.stem
+)
 def test_experiment_runs_from_fit_to_predict(config: Path, toy: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     steps = steps_of(load_config(config))
     cache = toy / ("fusion_cache" if config.stem.startswith("fusion") else "cache")
     organseg("fit", "--config", config, "--data.init_args.cache", cache, "--out", run, *steps, *TOY)
     last = run / "checkpoints" / "last.ckpt"
-    if other_data_alone(config):
+    if not is_new(config, 0):
         return  # an experiment with the same method goes on
     organseg("test", "--config", run / "config.yaml", "--ckpt_path", last)
     with (run / "test" / "cases.csv").open() as file:
@@ -84,6 +92,25 @@ def test_experiment_runs_from_fit_to_predict(config: Path, toy: Path, tmp_path: 
 
     organseg("report", run)
     assert (run / "report" / "index.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_is_what_its_name_says(config: Path) -> None:
+    whole = load_config(config)
+    share = next((int(word) for word in config.stem.split("_") if word.isdigit()), 100)
+    assert whole["out"] == f"runs/{config.stem}"
+    assert whole["data"]["init_args"].get("label_share", 1.0) == share / 100
+
+
+@pytest.mark.parametrize(("group", "steps"), [("btcv_", 2700), ("phantom_", 2700), ("btcv3d_", 600), ("fusion_", 2700)])
+def test_all_methods_have_the_same_number_of_steps(group: str, steps: int) -> None:
+    for path in EXPERIMENTS:
+        whole = load_config(path)
+        if not path.stem.startswith(group) or path.stem.endswith("_l"):
+            continue
+        rounds = whole.get("curriculum") or {"rounds": 0, "round_steps": 0}
+        before = 1500 if path in WITH_COARSE else 0  # the coarse model's, a round 0
+        assert before + whole["trainer"]["max_steps"] + rounds["rounds"] * rounds["round_steps"] == steps, path.stem
 
 
 def test_every_fragment_belongs_to_an_experiment_or_is_a_logger() -> None:
@@ -150,7 +177,7 @@ def test_every_ablation_is_another_network(name: str) -> None:
 def test_loggers_go_beside_the_metrics_file(logger: str, written: str, toy: Path, tmp_path: Path) -> None:
     organseg("fit", "--config", CONFIGS / "experiment" / "phantom_30_inerrant0.yaml",
              "--config", CONFIGS / "logger" / f"{logger}.yaml", "--data.init_args.cache", toy / "cache",
-             "--out", tmp_path / "run", "--trainer.max_steps=2", *TOY, cwd=tmp_path)  # fmt: skip
+             "--out", tmp_path / "run", "--trainer.max_steps=2", *TOY, cwd=tmp_path, cold=True)  # fmt: skip
     assert "train/loss" in (tmp_path / "run" / "metrics.csv").read_text()
     assert len(list(tmp_path.glob(written))) == 1
 

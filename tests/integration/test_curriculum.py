@@ -232,7 +232,8 @@ def test_judges_are_trained_once_and_serve_every_round(toy: Path, tmp_path: Path
     content["state_dict"] = {name: tensor.roll(1) for name, tensor in content["state_dict"].items()}
     save_checkpoint(content, judges)
     (run / "journal.jsonl").write_text((run / "journal.jsonl").read_text().strip().splitlines()[0] + "\n")
-    shutil.rmtree(run / "pseudo_labels")
+    for later in ("pseudo_labels", *phases[2:]):
+        shutil.rmtree(run / later)
     state = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**state, "finished": False}))
     organseg(*words)

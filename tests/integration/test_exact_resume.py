@@ -1,6 +1,7 @@
 """A killed run, started again by the same command, ends with the weights of an uninterrupted one (FAULTS.md 5)."""
 
 import hashlib
+import json
 import signal
 import time
 from pathlib import Path
@@ -95,6 +96,33 @@ def test_sigterm_writes_a_checkpoint_and_exits_75_then_ends_equal(
     organseg(*words)
     assert fingerprint(run) == fingerprint(uninterrupted)
     assert losses(run) == losses(uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_stop_waits_for_the_rest_of_an_accumulated_gradient(toy: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "whole", tmp_path / "stopped"
+    more = ("--checkpoint_every_s=1000", "--trainer.accumulate_grad_batches=3", "--trainer.max_steps=5")
+    whole, stopped = (command(toy, run, *more) for run in runs)
+    organseg(*whole)
+    assert interrupt(stopped, runs[1], 1, signal.SIGTERM) == 75
+    organseg(*stopped)
+    assert fingerprint(runs[1]) == fingerprint(runs[0])
+    assert losses(runs[1]) == losses(runs[0])
+
+
+@pytest.mark.slow
+def test_an_early_stop_is_not_forgotten(toy: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = "{monitor: val/dsc, patience: 1, mode: min}"
+    early = f"[{{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {options}}}]"
+    words = command(toy, run, f"--trainer.callbacks={early}", "--trainer.val_check_interval=2")
+    organseg(*words)
+    before = fingerprint(run), losses(run)
+    assert 2 < len({line.split(",")[0] for line in losses(run) if "train/loss" in line}) < STEPS
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "finished": False}))  # as if killed just before it was said
+    organseg(*words)
+    assert (fingerprint(run), losses(run)) == before
 
 
 @pytest.mark.slow
