@@ -35,3 +35,18 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifests = tuple(folder / "fusion" / f"{part}.yaml" for part in ("few", "pancreas", "heldout"))
     organseg("prepare", *manifests, "--out", folder / "fusion_cache", "--processes", 1)
     return folder
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first in both halves, one half a process; modules stay whole, as their fixtures are dear."""
+    modules: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow"):
+            modules.setdefault(item.nodeid.split("::")[0], []).append(item)
+    halves: tuple[list[pytest.Item], list[pytest.Item]] = ([], [])
+    for tests in sorted(modules.values(), key=len, reverse=True):
+        min(halves, key=len).extend(tests)
+    fast = [item for item in items if not item.get_closest_marker("slow")]
+    first = max(len(items) // 2 - len(halves[0]), 0)
+    items[:] = [*halves[0], *fast[:first], *halves[1], *fast[first:]]

@@ -222,6 +222,8 @@ class Curriculum(Callback):
         elif phase.round_index and self.start != "scratch":
             self._load(module, Phase(0, 0, "train") if self.start == "initial" else self._latest(phase))
             module.lr_share = self.lr_share
+        elif phase.round_index:
+            module.afresh = True
         resume, problems = (None, []) if self.host.fresh else newest_good(folder / "checkpoints")
         for problem in problems:
             print(f"organseg: warning: {problem}; going on from an older checkpoint", file=sys.stderr)

@@ -45,6 +45,8 @@ class SegmentationModule(L.LightningModule):
     preprocessing: Preprocessing
     lr_share: float = 1.0
     """Of the optimiser's learning rate: less where a curriculum goes on training from trained weights."""
+    afresh: bool = False
+    """Whether new weights are kept where the method would begin with others'."""
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class SegmentationModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Begin."""
-        self.begin()
+        self.begin(self.afresh)
 
     def all_sum(self, sums: Tensor) -> Tensor:
         """Sum over ranks, the other ranks' part detached."""

@@ -44,14 +44,16 @@ class PriorModule(PartialLabelModule):
         coarse: Checkpoint of a run of PartialLabelModule on the same data, fold and seed.
         network: Makes the network from (in_channels, out_channels).
         coarse_network: Makes the coarse model's network, where it is another one.
-        start: Weights that training starts from: those of the `coarse` model, or from `scratch`.
+        start: Weights that training starts from: those of the `coarse` model, or from `scratch`; a later round's follow
+            `curriculum.start`.
         use: Where the prior enters: in the `activation` (the thesis); as log odds in further `input` channels or at the
             `bottleneck`; or the voxel's `coordinates` from the middle of all found organs, in decimetres, as input
             channels without a prior (CoordConv; Liu et al., 2018). Several can be combined.
-        prior: Checkpoint of another run of PriorModule whose priors are used, whatever its data; it must be of the same
-            `working_spacing`.
-        bins: Of a prior along z; `all` gives each slice its own.
-        smooth_mm: Standard deviation of a blur of the priors: few cases do not show all that is possible.
+        prior: Checkpoint of another run of PriorModule whose priors are used as they are, whatever its data; it must be
+            of the same `working_spacing`.
+        bins: Of a prior along z; `all` gives each slice its own. Not of `prior`.
+        smooth_mm: Standard deviation of a blur of the priors: few cases do not show all that is possible. Not of
+            `prior`.
         floor: Least prior, so that no place is impossible.
         working_spacing: mm (z, y, x) of the grid that priors are built and organs are found on.
         centring: Of annotated organs, and so of what the prior is built of: the middle of their bounding `boxes`

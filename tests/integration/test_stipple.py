@@ -58,6 +58,20 @@ def test_relabelling_with_a_prior(runs: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_round_from_scratch_does_not_begin_with_the_coarse_weights(runs: Path, toy: Path, tmp_path: Path) -> None:
+    coarse = runs / "round0" / "checkpoints" / "last.ckpt"
+    organseg("fit", "--config", CONFIGS / "phantom_30_stipple.yaml", "--data.init_args.cache", toy / "cache", *TOY,
+             "--out", tmp_path / "run", "--model.init_args.coarse", coarse, "--trainer.max_steps=4",
+             "--model.init_args.optimizer.init_args.lr=1e-9", "--curriculum.start=scratch",
+             "--curriculum.round_steps=1")  # fmt: skip
+    given, first, last = (
+        torch.load(path, weights_only=True)["state_dict"]["network.head.weight"]
+        for path in (coarse, *sorted((tmp_path / "run").glob("*_train/checkpoints/last.ckpt")))
+    )
+    assert torch.allclose(first, given, atol=1e-6) and not torch.allclose(last, given, atol=1e-3)
+
+
+@pytest.mark.slow
 def test_prediction_needs_the_checkpoint_alone(runs: Path, toy: Path, tmp_path: Path) -> None:
     last = tmp_path / "moved.ckpt"
     last.write_bytes((runs / "stipple" / "checkpoints" / "last.ckpt").read_bytes())

@@ -86,17 +86,17 @@ def test_two_ranks_of_the_utransformers_sweep_write_one_run_with_all_their_cases
 
 
 @pytest.mark.slow
-def test_two_offline_runs_and_the_table_that_they_make(toy: Path, tmp_path: Path) -> None:
+def test_three_offline_runs_and_the_table_that_they_make(toy: Path, tmp_path: Path) -> None:
     folder = tmp_path / "canary_folder"
-    words = [SWEEPS["networks_grid"], "--out", folder, "--count", 2, *small(toy, "networks_grid")]
+    words = [SWEEPS["networks_grid"], "--out", folder, "--count", 3, *small(toy, "networks_grid")]
     words.remove(WIDTH)  # the sweep's own widths
     assert tool("local", *words).wait(300) == 0
     with (folder / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["state"] for row in rows] == ["finished"] * 2 and {row["steps"] for row in rows} == {"2"}
+    assert [row["state"] for row in rows] == ["finished"] * 3 and {row["steps"] for row in rows} == {"2"}
     network = "model.init_args.network.init_args"
     grid = {(row[f"{network}.norm"], row[f"{network}.width"]) for row in rows}
-    assert len(grid) == 2 and grid <= {(norm, width) for norm in ("batch", "instance") for width in ("16", "32")}
+    assert len(grid) == 3 and grid <= {(norm, width) for norm in ("batch", "instance") for width in ("16", "32")}
     best = [float(row["best val/dsc %"]) for row in rows]
     assert best == sorted(best, reverse=True)
     for row in rows:
