@@ -54,8 +54,8 @@ class CaseRow:
 class OrganRow:
     """One organ over all cases that lack it; rates are empty where no truth is hidden, or nothing was added.
 
-    `score_*` are of what ranked the candidates, averaged around them where the selection asks for it; `probability_*`
-    of each voxel's own probability.
+    `score_*` are of what ranked the candidates, `probability_*` of what the probability would have ranked first; both
+    are averaged around a candidate where the selection averages.
     """
 
     organ: str

@@ -147,7 +147,7 @@ def select(
     found, added = [0] * len(organs), [0] * len(organs)
     for channel in range(len(organs)):
         ours = np.flatnonzero(organ == channel + 1)
-        picked, score[ours] = choose(
+        picked, score[ours], probability[ours] = choose(
             index[ours], score[ours], probability[ours], shape, candidates.spacing, task.gamma, task.selection,
             task.mean_ml[channel],
         )  # fmt: skip

@@ -5,6 +5,7 @@ them, be limited to the largest connected piece, and to the volume that the orga
 works on one organ of one case at a time, inside the box of its candidates.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -84,7 +85,7 @@ def choose(
     gamma: float,
     selection: Selection,
     mean_ml: float = np.nan,
-) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.float32]]:
     """Choose among the candidates of one organ in one case.
 
     Args:
@@ -98,26 +99,34 @@ def choose(
         mean_ml: Mean volume of the organ where it is annotated; NaN sets no limit.
 
     Returns:
-        [n] bool, chosen; and [n] the scores that ranked them.
+        [n] bool, chosen; [n] the scores that ranked them; and [n] the probabilities, averaged like the scores, so that
+        the two can be compared as rankings.
     """
     if not len(index):
-        return np.zeros(0, dtype=bool), score
+        return np.zeros(0, dtype=bool), score, probability
     places = np.unravel_index(index, shape)
     low = [int(axis.min()) for axis in places]
     places = tuple(axis - start for axis, start in zip(places, low, strict=True))
     box = tuple(int(axis.max()) + 1 for axis in places)
     eligible = np.ones(len(index), dtype=bool)
-    if selection.smooth_mm:
-        field = np.zeros(box, dtype=np.float32)
-        field[places] = score
-        sigma = [selection.smooth_mm / mm for mm in spacing]
-        score = ndimage.gaussian_filter(field, sigma, mode="constant", truncate=2.0)[places]
     if selection.largest_piece:
         inside = np.zeros(box, dtype=bool)
         inside[places] = True
         piece = ndimage.label(inside, TOUCHING)[0][places]
         eligible = piece == np.bincount(piece, weights=probability).argmax()
+    if selection.smooth_mm:
+        sigma = [selection.smooth_mm / mm for mm in spacing]
+        score, probability = (_averaged(values, places, box, sigma) for values in (score, probability))
     if selection.max_volume is not None and np.isfinite(mean_ml):
         most = selection.max_volume * mean_ml / (float(np.prod(spacing)) / 1000)
         gamma *= min(1.0, most / int(eligible.sum()))
-    return select_confident(score, eligible, gamma), score
+    return select_confident(score, eligible, gamma), score, probability
+
+
+def _averaged(
+    values: NDArray[np.float32], places: tuple[NDArray[np.int64], ...], box: tuple[int, ...], sigma: Sequence[float]
+) -> NDArray[np.float32]:
+    field = np.zeros(box, dtype=np.float32)
+    field[places] = values
+    found: NDArray[np.float32] = ndimage.gaussian_filter(field, sigma, mode="constant", truncate=2.0)[places]
+    return found

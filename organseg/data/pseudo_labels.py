@@ -2,7 +2,8 @@
 
 `RUN/pseudo_labels/round_T/<data set>/<id>.h5` keeps, on the cache's grid, where each voxel's pseudo-label comes from:
 `label` [Z, Y, X] (0, or channel + 1), `round` (in which it was added, 0 = not), and of every candidate, added or not,
-`candidate` (channel + 1), `score` (that ranked it) and `probability` (of its organ). Merging is one rule, `merge`.
+`candidate` (channel + 1), `score` (that ranked it) and `probability` (of its organ), both averaged around it where the
+selection averages. Merging is one rule, `merge`.
 """
 
 from collections.abc import Collection, Sequence

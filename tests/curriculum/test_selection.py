@@ -54,7 +54,8 @@ def chosen(mask, score, gamma=1.0, mean_ml=np.nan, **options):
     """`choose` on volumes; returns the mask of what was chosen and the scores, NaN where there is no candidate."""
     index = np.flatnonzero(mask)
     flat = score.ravel()[index].astype(np.float32)
-    picked, ranked = choose(index, flat, flat, mask.shape, SPACING, gamma, Selection(**options), mean_ml)
+    picked, ranked, likewise = choose(index, flat, flat, mask.shape, SPACING, gamma, Selection(**options), mean_ml)
+    assert (ranked == likewise).all(), "of equal values"
     result, scores = np.zeros(mask.size, bool), np.full(mask.size, np.nan, np.float32)
     result[index], scores[index] = picked, ranked
     return result.reshape(mask.shape), scores.reshape(mask.shape)
@@ -104,6 +105,15 @@ def test_smoothing_prefers_the_middle_over_a_lonely_voxel():
     assert result.sum() == 1 and result[2, 3, 3]
     # In mm: a step of 5 mm along z loses more than one of 2 mm along y.
     assert scores[2, 3, 3] > scores[2, 2, 3] > scores[1, 3, 3]
+
+
+def test_the_probability_is_averaged_as_the_score_is():
+    rng = np.random.default_rng(2)
+    index = np.flatnonzero(rng.random((3, 6, 6)) < 0.6)
+    one, other = rng.random((2, len(index))).astype(np.float32)
+    options = ((3, 6, 6), SPACING, 1.0, Selection(smooth_mm=3.0))
+    (_, first, second), (_, third, fourth) = choose(index, one, other, *options), choose(index, other, one, *options)
+    assert (first == fourth).all() and (second == third).all() and not (first == second).any()
 
 
 def test_smoothing_does_not_depend_on_where_the_organ_lies():
