@@ -26,7 +26,7 @@ test-fast: venv ## The tests that take under three minutes together
 	$(TEST) -n 2 --dist worksteal -m "not slow and not faults and not alone"
 
 test-faults: venv ## The long fault campaigns
-	$(TEST) -m faults
+	ORGANSEG_COLD=1 $(TEST) -m faults
 
 image: ## The image's steps without a container engine, into build/image (root; debootstrap, iproute2, util-linux)
 	$(PYTHON) tools/image.py build --out build/image --build-arg TORCH=torch==2.13.0

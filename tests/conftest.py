@@ -39,7 +39,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests first in both halves, one half a process; modules stay whole, as their fixtures are dear."""
+    """Long tests first in both halves, one half a process; those of a module stay together."""
     modules: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("slow"):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import time
@@ -13,7 +12,7 @@ import h5py
 import hdf5plugin  # noqa: F401 - the filter of the files
 import torch
 from toy import TOY
-from warm import start
+from warm import end_of, signal_group, start
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PHASES = ["00_round0_train", "01_round1_confidence", "02_round1_relabel", "03_round1_train", "04_round2_confidence",
@@ -67,11 +66,10 @@ def stop_when(words: list[str], condition: Callable[[], bool], with_signal: int)
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline:
         if condition():
-            os.killpg(process.pid, with_signal)
+            signal_group(process, with_signal)
             break
         time.sleep(0.01)
-    process.wait(timeout=60)
-    return process.returncode
+    return end_of(process, 60)
 
 
 def killed_at(words: list[str], run: Path, write: str, later: int = 0) -> bool:
@@ -88,9 +86,9 @@ def killed_at(words: list[str], run: Path, write: str, later: int = 0) -> bool:
     """
     place = str(Path(__file__).parent / "killed_at")
     process = start(words, {"PYTHONPATH": place, "KILL_IN": str(run), "KILL_AT": write, "KILL_LATER": str(later)})
-    process.wait(timeout=300)
-    assert process.returncode in (0, -signal.SIGKILL), process.returncode
-    return process.returncode != 0
+    code = end_of(process, 300)
+    assert code in (0, -signal.SIGKILL), code
+    return code != 0
 
 
 def killed_after(words: list[str], run: Path, delay_s: float) -> bool:
@@ -106,10 +104,10 @@ def killed_after(words: list[str], run: Path, delay_s: float) -> bool:
     try:
         process.wait(timeout=delay_s)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=60)
-    assert process.returncode in (0, -signal.SIGKILL), process.returncode
-    return process.returncode != 0
+        signal_group(process, signal.SIGKILL)
+    code = end_of(process, 60)
+    assert code in (0, -signal.SIGKILL), code
+    return code != 0
 
 
 def _stamp(run: Path) -> int:

@@ -6,6 +6,7 @@ started anew instead.
 """
 
 import atexit
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -48,6 +50,15 @@ class Warm:
             os.environ.update(before)
         assert self._process.pid is not None
         self.pid: int = self._process.pid
+        while self.poll() is None and not self._leads():
+            time.sleep(0.002)
+
+    def _leads(self) -> bool:
+        """Whether it has its own group by now, so that a signal to the group is one to it."""
+        try:
+            return os.getsid(self.pid) == self.pid
+        except ProcessLookupError:
+            return True
 
     @property
     def returncode(self) -> int | None:
@@ -59,15 +70,16 @@ class Warm:
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code; -n where signal n killed it."""
+        """The exit code, -n where signal n killed it."""
         self._process.join(timeout)
         if self._process.exitcode is None:
             raise subprocess.TimeoutExpired("organseg", timeout or 0)
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
-        """To it alone."""
-        os.kill(self.pid, number)
+        """To it alone, unless it has just ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
 
 def start(
@@ -87,6 +99,41 @@ def start(
                                 stderr=errors, start_new_session=True)  # fmt: skip
 
 
+def signal_group(process: "Warm | subprocess.Popen[bytes]", number: int) -> None:
+    """Signal the process and what it has started, unless it has just ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def end_of(process: "Warm | subprocess.Popen[bytes]", timeout: float) -> int:
+    """Its exit code, once it and all that it has started have ended; what does not end is killed, and a failure."""
+    try:
+        code = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        signal_group(process, signal.SIGKILL)
+        raise
+    deadline = time.monotonic() + 5
+    while (left := _group(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if left:
+        signal_group(process, signal.SIGKILL)
+        raise AssertionError(f"exit {code}, but processes were left behind: {left}")
+    return code
+
+
+def _group(leader: int) -> dict[int, str]:
+    """Command lines of the living processes of a group."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, group = (place / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(group) == leader and state != "Z":
+                found[int(place.name)] = (place / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue  # it ended while we looked
+    return found
+
+
 def run(
     words: Sequence[str], cwd: Path | None = None, timeout: float = 300, cold: bool = False
 ) -> subprocess.CompletedProcess[str]:
@@ -95,9 +142,8 @@ def run(
         out, err = Path(folder) / "out", Path(folder) / "err"
         process = start(words, None, cwd, out, err, cold)
         try:
-            code = process.wait(timeout)
+            code = end_of(process, timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
             raise AssertionError(f"{words}: no end in {timeout} s\n{out.read_text()}\n{err.read_text()}") from None
         return subprocess.CompletedProcess(list(words), code, out.read_text(), err.read_text())
 

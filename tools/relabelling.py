@@ -212,10 +212,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this; 0: tables only")
     arguments, more = parser.parse_known_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    tables = arguments.tables or arguments.out
+    for path in (tables / "results.csv", tables / "rounds.csv"):
+        if path.exists() and any(key not in line for line in rows_of(path) for key in KEYS):
+            parser.error(f"{path}: lacks a column of {', '.join(KEYS)}: of an older version; move it away")
     runs = list(plan(arguments))
     if arguments.minutes > 0:
         work(runs, arguments, more)
-    tables = arguments.tables or arguments.out
     tables.mkdir(parents=True, exist_ok=True)
     show_scores(runs, tables)
     show_rounds(runs, tables)

@@ -255,13 +255,13 @@ class OrgansegCLI(LightningCLI):
         self.wanted[DATA] = datamodule.content_hash
         self.lock = run.lock() if self.trainer.is_global_zero else None
         record = None if self.fresh else run.record()
+        curriculum = self._get(self.config_init, "curriculum")
         if record:
             run.compare(record, self.wanted)
-            if record["finished"]:
+            if record["finished"] and (not curriculum or curriculum.complete(self)):
                 raise _Finished
         if self.trainer.is_global_zero:
             print(coverage(datamodule.cohort), flush=True)
-        curriculum = self._get(self.config_init, "curriculum")
         last = run.checkpoints / "last.ckpt"
         if curriculum:
             result = curriculum.run(self, datamodule)

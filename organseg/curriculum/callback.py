@@ -13,7 +13,6 @@ for the training of round t, whatever the score: batches of one round are the sa
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, final
 
@@ -23,7 +22,8 @@ from lightning.pytorch.callbacks import Callback
 
 from organseg.batch import RelabelSource
 from organseg.checkpoints import load_checkpoint, verify_checkpoint
-from organseg.curriculum.journal import Entry, Journal, digest_of
+from organseg.curriculum.journal import Entry, Journal, chain, digest_of
+from organseg.curriculum.phases import Kind, Phase, seed_of
 from organseg.curriculum.quality import RoundReport
 from organseg.curriculum.relabel import Relabelling, Round, StopBetweenCases
 from organseg.curriculum.scores import LearnedConfidence, MaximumClassProbability, Score
@@ -34,22 +34,6 @@ from organseg.errors import IntegrityError, NumericsError, UsageError
 from organseg.methods.base import SegmentationModule
 from organseg.runtime.checkpoint_io import newest_good, publish_copy
 from organseg.runtime.run_folder import RunFolder
-
-Kind = Literal["train", "confidence", "relabel"]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One step of the plan."""
-
-    index: int
-    round_index: int
-    kind: Kind
-
-    @property
-    def name(self) -> str:
-        """Its folder in the run, and its name in the journal."""
-        return f"{self.index:02d}_round{self.round_index}_{self.kind}"
 
 
 class Host(Protocol):
@@ -108,20 +92,8 @@ class Curriculum(Callback):
                 f"curriculum: rounds {rounds} and round_steps {round_steps} must be at least 1, gamma_max {gamma_max} "
                 f"and lr_share {lr_share} in 0..1"
             )
-        if result == "best" and round0 is not None:
-            raise UsageError("curriculum: `result: best` also compares round 0, which `round0` does not validate")
-        if accumulate and (selection.smooth_mm or selection.largest_piece or selection.max_volume is not None):
-            raise UsageError(
-                "curriculum: `accumulate` chooses among what earlier rounds left over, which smooth_mm, largest_piece "
-                "and max_volume do not suit: set them to 0, false and null in curriculum.selection"
-            )
         named: dict[str, Score] = {"confidence": LearnedConfidence(), "mcp": MaximumClassProbability()}
         self.score: Score = named[score] if isinstance(score, str) else score
-        if isinstance(self.score, LearnedConfidence) and selection.threshold < 0.5:
-            raise UsageError(
-                f"curriculum.selection.threshold: {selection.threshold}: below 0.5 a learned confidence is that of the "
-                "organ's absence; set 0.5 or more, or rank by another `curriculum.score`"
-            )
         self.rounds = rounds
         self.gamma_max = gamma_max
         self.round_steps = round_steps
@@ -153,7 +125,33 @@ class Curriculum(Callback):
             return self.score.steps
         return self.round_steps if phase.round_index else round0_steps
 
+    def check(self) -> None:
+        """Refuse options that cannot mean together what they say, before anything is trained.
+
+        Raises:
+            UsageError: With the way out.
+        """
+        chosen = self.selection
+        if self.result == "best" and self.round0 is not None:
+            raise UsageError("curriculum: `result: best` also compares round 0, which `round0` does not validate")
+        if self.accumulate and (chosen.smooth_mm or chosen.largest_piece or chosen.max_volume is not None):
+            raise UsageError(
+                "curriculum: `accumulate` chooses among what earlier rounds left over, which smooth_mm, largest_piece "
+                "and max_volume do not suit: set them to 0, false and null in curriculum.selection"
+            )
+        if isinstance(self.score, LearnedConfidence) and chosen.threshold < 0.5:
+            raise UsageError(
+                f"curriculum.selection.threshold: {chosen.threshold}: below 0.5 a learned confidence is that of the "
+                "organ's absence; set 0.5 or more, or rank by another `curriculum.score`"
+            )
+
     # The driver.
+
+    def complete(self, host: Host) -> bool:
+        """Whether a run's journal has all phases."""
+        names = [phase.name for phase in self.plan()]
+        known = chain(host.run_folder.path / "journal.jsonl", digest_of(host.identity))
+        return [entry.phase for entry in known[: len(names)]] == names
 
     def run(self, host: Host, data: L.LightningDataModule) -> Path:
         """Walk the plan from the first unfinished phase; returns the resulting checkpoint.
@@ -162,6 +160,7 @@ class Curriculum(Callback):
             IntegrityError: If a finished phase's result, or the adopted round 0, is not what it was.
             NumericsError: If a round found no candidate of any organ.
         """
+        self.check()
         self.host, self.data, self.folder = host, data, host.run_folder.path
         if host.round0_steps < 1:
             raise UsageError("training is counted in optimiser steps: set `--trainer.max_steps`, that of round 0")
@@ -197,7 +196,7 @@ class Curriculum(Callback):
 
     def _run_phase(self, phase: Phase, offset: int, source: RelabelSource) -> tuple[dict[str, str], float | None]:
         """Run one phase; returns its results' digests, and the validation score where it is asked for."""
-        seed = _seed_of(self.host.seed, phase.index)
+        seed = seed_of(self.host.seed, phase.index)
         module = self.host.new_module(seed)
         outputs: int = module.network.head.weight.shape[0]
         if outputs != len(module.organs):
@@ -209,6 +208,8 @@ class Curriculum(Callback):
         folder = self.folder / phase.name
         more: list[Callback] = [self, *([StopBetweenCases()] if phase.kind == "relabel" else [])]
         self.trainer = self.host.new_trainer(folder, seed, max(steps, 1), offset, phase.kind, more)
+        if self.result == "best" and phase.kind == "train" and not self.trainer.limit_val_batches:
+            raise UsageError("curriculum: `result: best` needs validations; drop trainer.limit_val_batches")
         self._announce(phase, steps, source)
         if phase.kind == "relabel":
             return self._relabel(phase, module, source), None
@@ -231,8 +232,6 @@ class Curriculum(Callback):
         score = None
         if phase.kind == "train" and self.result == "best":
             self.trainer.validate(module, datamodule=self.data, verbose=False)
-            if "val/dsc" not in self.trainer.callback_metrics:
-                raise UsageError("curriculum: `result: best`: nothing was validated; drop trainer.limit_val_batches")
             score = float(self.trainer.callback_metrics["val/dsc"])
         last = folder / "checkpoints" / "last.ckpt"
         return {str(last.relative_to(self.folder)): verify_checkpoint(last)}, score
@@ -290,7 +289,7 @@ class Curriculum(Callback):
         numbers = itertools.count(1)
 
         def fresh() -> SegmentationModule:
-            return self.host.new_module(_seed_of(self.host.seed, phase.index, next(numbers)))
+            return self.host.new_module(seed_of(self.host.seed, phase.index, next(numbers)))
 
         annotated = {key: ~source.unknown_organs(key) for key in source.case_keys("fit")}
         return self.score.learner(module, fresh, annotated)
@@ -390,8 +389,3 @@ def _round0_of(run: Path) -> Path:
 
 def _of_round0(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in identity.items() if not key.startswith("curriculum.")}
-
-
-def _seed_of(seed: int, index: int, *more: int) -> int:
-    """Of a phase, and of more networks in it; round 0 is seeded as a run without rounds is."""
-    return seed if index == 0 else int(np.random.default_rng([seed, 3, index, *more]).integers(2**31))

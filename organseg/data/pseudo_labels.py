@@ -22,7 +22,7 @@ SCHEMA = 1
 PSEUDO_LABELS = Kind(
     magic=b"organseg pseudo-labels\n",
     what="pseudo-label file",
-    remedy="run the same `fit` again: it says how to make this round again",
+    remedy="remove the lines from this round's relabelling on in the run's journal.jsonl, and run the same `fit` again",
     required=frozenset({"label", "round", "candidate", "score", "probability", "organ_counts"}),
 )
 

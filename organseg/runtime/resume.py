@@ -58,7 +58,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What was ended stays ended."""
-        trainer.should_stop = self.stopped
+        trainer.should_stop = trainer.should_stop or self.stopped
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen to signals."""
@@ -72,6 +72,8 @@ class LastCheckpoint(Checkpoint):
             return
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # the gradient that is being accumulated is in no checkpoint
+        if trainer.should_stop:
+            return  # validation follows here too, and the end
         agree = trainer.strategy.reduce_boolean_decision
         stop = agree(STOP.asked, all=False)
         due = agree(time.monotonic() - self.saved_at > self.every_s, all=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from toy import TOY, organseg
-from warm import start
+from warm import end_of, start
 
 CONFIG = Path(__file__).parents[2] / "configs" / "experiment" / "phantom_30_inerrant0.yaml"
 STEPS = 14
@@ -43,7 +43,7 @@ def losses(run: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def uninterrupted(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    organseg(*command(toy, run))
+    organseg(*command(toy, run), cold=True)  # another interpreter than those that are compared with it
     return run
 
 
@@ -57,7 +57,7 @@ def interrupt(words: list[str], run: Path, after_step: int, with_signal: int) ->
             process.send_signal(with_signal)
             break
         time.sleep(0.01)
-    return process.wait(timeout=60)
+    return end_of(process, 60)
 
 
 @pytest.mark.slow

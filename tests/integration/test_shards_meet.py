@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rounds import TWO_RANKS, killed_at, weights
 from toy import TOY, organseg
-from warm import start
+from warm import end_of, start
 
 from organseg import cli
 from organseg.data.staging import place_of
@@ -121,7 +121,7 @@ def test_three_predictions_one_killed_are_one(trained: Path, toy: Path, tmp_path
 @pytest.mark.slow
 def test_two_ranks_in_a_shard(trained: Path, tmp_path: Path) -> None:
     first = start(scoring(trained, tmp_path, "--shard", "0/2", *TWO_RANKS))
-    assert first.wait(timeout=200) == 0
+    assert end_of(first, 200) == 0
     assert cli.run(scoring(trained, tmp_path, "--shard", "1/2")) == 0
     assert files(tmp_path / "test") == files(trained / "test")
 
