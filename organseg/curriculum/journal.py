@@ -50,9 +50,10 @@ def chain(path: Path, root: str) -> list[Entry]:
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
             entry = Entry(**json.loads(line))
+            dict(entry.outputs)
+            entries[entry.parent] = entry
         except (ValueError, TypeError):
-            continue  # torn by a kill: that phase is not finished
-        entries[entry.parent] = entry
+            continue  # torn by a kill, or not ours: that phase is not finished
     found: list[Entry] = []
     while (after := entries.pop(found[-1].digest if found else root, None)) is not None:
         found.append(after)

@@ -49,6 +49,17 @@ def test_every_torn_line_is_an_unfinished_phase(journal):
         assert journal.finished(PLAN, "root") == [first, second]
 
 
+@pytest.mark.parametrize("line", [
+    "[]", "7", '"x"', "\xff", "{}", '{"phase": "00_a", "parent": ["root"], "outputs": {}}',
+    '{"phase": "00_a", "parent": "root", "outputs": 3}',
+])  # fmt: skip
+def test_a_foreign_line_is_no_phase(journal, line):
+    journal.path.write_text(f"{line}\n")
+    assert journal.finished(PLAN, "root") == []
+    first = finish(journal, "00_a", "root")
+    assert journal.finished(PLAN, "root") == [first]
+
+
 def test_a_changed_result_is_named(journal):
     finish(journal, "00_a", "root")
     (journal.run / "00_a").write_bytes(b"y")
