@@ -1,4 +1,4 @@
-"""Worker processes that never outlive who started them, and memory that does not page-fault."""
+"""Worker processes that never outlive who started them, requests to stop, and memory that does not page-fault."""
 
 import ctypes
 import os
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -25,6 +26,35 @@ _BATCHES_AHEAD = 2
 _PR_SET_PDEATHSIG = 1
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+
+
+class StopRequest:
+    """Remembers that a signal asked to stop; a second one ends the process as if nobody had listened.
+
+    Handlers belong to the process, so there is one request for all of it. The handler sets a flag and nothing else:
+    saving inside it would catch the optimiser in the middle of a step, and a collective inside it would wait for ranks
+    that know of no signal. Who can stop looks at the flag, between two steps or two cases, on all ranks together.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def listen(self, *numbers: int) -> None:
+        """Take these signals, by default all that ask to stop, except what the process was started to ignore."""
+        for number in numbers or STOP_SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.asked = True
+
+
+STOP = StopRequest()
+"""Of this process."""
 
 
 def in_processes(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterator[Result]:

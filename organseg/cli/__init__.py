@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from organseg import __version__
 from organseg.cli.secret_values import refuse_secrets
 from organseg.errors import OrgansegError
-from organseg.processes import die_with_launcher
-from organseg.runtime.signals import STOP
+from organseg.processes import STOP, die_with_launcher
 
 _LIGHTNING = {
     "fit": "train; the same command on an unfinished run goes on with it",

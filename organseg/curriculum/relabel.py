@@ -20,7 +20,7 @@ from organseg.curriculum.scores import Scorer
 from organseg.curriculum.selection import Selection, choose
 from organseg.data.pseudo_labels import PseudoLabels, RoundHeader, exists, read_pseudo_labels, write_pseudo_labels
 from organseg.errors import Interrupted
-from organseg.runtime.signals import STOP
+from organseg.processes import STOP
 
 
 @dataclass(frozen=True)

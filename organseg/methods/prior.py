@@ -21,7 +21,7 @@ from organseg.batch import Batch, View, WholeCase
 from organseg.checkpoints import load_checkpoint
 from organseg.errors import UsageError
 from organseg.losses import Balance
-from organseg.methods.base import NetworkFactory, adam
+from organseg.methods.base import NetworkFactory, adam, build_network
 from organseg.methods.coarse import coarse_weights
 from organseg.methods.organ_positions import Centring, Position, Positioning, PriorGrid, learned_priors, write_centres
 from organseg.methods.partial_label import PartialLabelModule
@@ -54,7 +54,7 @@ class PriorModule(PartialLabelModule):
         bins: Of a prior along z; `all` gives each slice its own. Not of `prior`.
         smooth_mm: Standard deviation of a blur of the priors: few cases do not show all that is possible. Not of
             `prior`.
-        floor: Least prior, so that no place is impossible.
+        floor: Least prior, and 1 - `floor` the greatest, so that no place is impossible and none is certain.
         working_spacing: mm (z, y, x) of the grid that priors are built and organs are found on.
         centring: Of annotated organs, and so of what the prior is built of: the middle of their bounding `boxes`
             (thesis), or where the prior of all of them fits best (`matched`).
@@ -105,25 +105,22 @@ class PriorModule(PartialLabelModule):
                 return MapsAtBottleneck(network, maps, out_channels)
             return network(in_channels + maps, out_channels)
 
-        try:
-            super().__init__(organs, seeing, optimizer, lr_decay, False, balance, dice, channels_last)
-        except ValueError as error:
-            raise UsageError(f"model.init_args.use: {error}") from error
+        super().__init__(organs, seeing, optimizer, lr_decay, False, balance, dice, channels_last)
         if (
             (bins != "all" and bins < 1)
-            or not 0 < floor < 1
+            or not 0 < floor < 0.5
             or not all(0 < mm < math.inf for mm in working_spacing)
             or references < 1
             or min(smooth_mm, max_shift_mm) < 0
         ):
             raise UsageError(
                 f"model.init_args: bins {bins} and references {references} must be at least 1, floor {floor} between "
-                f"0 and 1, working_spacing {working_spacing} positive, smooth_mm {smooth_mm} and max_shift_mm "
+                f"0 and 0.5, working_spacing {working_spacing} positive, smooth_mm {smooth_mm} and max_shift_mm "
                 f"{max_shift_mm} not negative"
             )
         if start == "coarse" and coarse_network is not None:
             raise UsageError("model.init_args: `start: coarse` needs the coarse model's network; set `start: scratch`")
-        given = (coarse_network or network)(1, len(organs))
+        given = build_network(coarse_network or network, 1, len(organs))
         self.coarse = given.to(memory_format=self.memory_format).requires_grad_(False).eval()  # type: ignore[call-overload]
         self.coarse_checkpoint = coarse
         self.prior_checkpoint = prior

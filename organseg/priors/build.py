@@ -120,10 +120,10 @@ def box_start(low: NDArray[np.int64], high: NDArray[np.int64], size: NDArray[np.
     return start
 
 
-def cropped(array: NDArray[Any], size: NDArray[np.int64], around: Box, outside: float = 0) -> NDArray[Any]:
-    """A box of this size around the middle of another one; `outside` where it leaves the array."""
+def cropped(array: NDArray[Any], size: NDArray[np.int64], around: Box) -> NDArray[Any]:
+    """A box of this size around the middle of another one; 0 where it leaves the array."""
     start = box_start(*around, size)
-    result = np.full(size, outside, dtype=array.dtype)
+    result = np.zeros(size, dtype=array.dtype)
     low, high = np.clip(start, 0, array.shape), np.clip(start + size, 0, array.shape)
     if (low < high).all():
         there = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))

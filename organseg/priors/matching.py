@@ -27,14 +27,11 @@ def matched_prior(masks: Sequence[NDArray[np.bool_]], max_shift: Sequence[int]) 
     Returns:
         float32 [dz, Hp, Wp], slice by slice; the box covers all masks.
     """
-    # Room around each, as in a scan: what lies beyond an array is not known to be empty.
-    largest = np.max([mask.shape for mask in masks], axis=0)
-    masks = [np.pad(mask, [(n, n) for n in largest + 2 * np.asarray(max_shift)]) for mask in masks]
     boxes = [bounding_box(mask) for mask in masks]
     centres = [(low + high - 1) / 2 for low, high in boxes]
     mean = _mean(masks, boxes, centres)
     for _ in range(ROUNDS):
-        moved = [matched_centre(mask, box, mean, max_shift) for mask, box in zip(masks, boxes, strict=True)]
+        moved = [matched_centre(mask, box, mean, max_shift, whole=True) for mask, box in zip(masks, boxes, strict=True)]
         drift = np.mean([new - old for new, old in zip(moved, centres, strict=True)], axis=0)
         centres = [new - drift for new in moved]
         mean = _mean(masks, boxes, centres)
@@ -57,7 +54,12 @@ def _mean(
 
 
 def matched_centre(
-    probs: NDArray[np.floating] | NDArray[np.bool_], around: Box, mean: NDArray[np.float32], max_shift: Sequence[int]
+    probs: NDArray[np.floating] | NDArray[np.bool_],
+    around: Box,
+    mean: NDArray[np.float32],
+    max_shift: Sequence[int],
+    *,
+    whole: bool = False,
 ) -> NDArray[np.float64]:
     """Where a prior explains a segmentation best: the centre (z, y, x) in voxels.
 
@@ -66,12 +68,13 @@ def matched_centre(
         around: Bounding box of the organ, from whose middle the prior is moved.
         mean: [Z', Y', X'] the prior's box, slice by slice.
         max_shift: Largest move along each axis, in voxels.
+        whole: Beyond `probs` nothing is of the organ; else nobody knows, as beyond a scan.
     """
     most = np.asarray(max_shift)
     size = np.array(mean.shape) + 2 * most
-    whole = (np.zeros(3, dtype=np.int64), np.array(mean.shape))
-    moved = cropped(mean, size, whole)
-    shown, seen = cropped(probs, size, around), cropped(np.ones(probs.shape, dtype=bool), size, around)
+    moved = cropped(mean, size, (np.zeros(3, dtype=np.int64), np.array(mean.shape)))
+    shown = cropped(probs, size, around)
+    seen = None if whole else cropped(np.broadcast_to(np.True_, probs.shape), size, around)
     step = np.array(align(moved, shown, max_shift, seen=seen, eps=FLOOR))
     centre: NDArray[np.float64] = box_start(*around, size) + (size - 1) / 2 + step
     return centre

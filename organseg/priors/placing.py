@@ -25,7 +25,7 @@ def place(
         index_to_mm: [B, 4, 4], index (z, y, x, 1) -> mm (z, y, x, 1) in the case.
         centre: [B, K, 3] mm (z, y, x) of each organ's centre there; NaN where unknown.
         size: [*S], H, W or D, H, W.
-        floor: Least prior where the organ's position is known.
+        floor: Least prior where the organ's position is known, and 1 - `floor` the greatest.
 
     Returns:
         fp32 [B, K, *S]; `NEUTRAL` for organs without a prior or a position.
@@ -106,5 +106,5 @@ def _of_organ(
         upward = ((2 * bin_index + 1) / len(table) - 1).expand(-1, *size)
         grid = torch.stack([across, down, upward], dim=-1)
         probs = F.grid_sample(table.expand(len(grid), 1, -1, -1, -1), grid, align_corners=False)[:, 0]
-    probs = probs.masked_fill(beyond, 0.0).clamp(min=floor)
+    probs = probs.masked_fill(beyond, 0.0).clamp(floor, 1 - floor)
     return torch.where(known.view(-1, 1, 1, 1), probs, NEUTRAL)

@@ -11,8 +11,6 @@ from scipy import ndimage
 from organseg.priors.align import align
 from organseg.priors.build import Box, bounding_box, box_start, cropped
 
-UNSEEN = 0.5
-"""Probability beyond the scan: what the field of view cuts off is not held against a translation."""
 _TOUCHING = np.ones((3, 3, 3), dtype=bool)
 
 
@@ -63,9 +61,9 @@ def corrected_centre(
         # Room for the mask wherever it is moved to, and for all that is around it.
         size = np.array(reference.mask.shape) + 2 * np.asarray(max_shift)
         around = (np.zeros(3, dtype=np.int64), np.array(reference.mask.shape))
-        mask, seen = cropped(reference.mask, size, around), cropped(probs, size, coarse, UNSEEN)
+        mask, there = cropped(reference.mask, size, around), cropped(probs, size, coarse)
         middle = box_start(*coarse, size) + (size - 1) / 2
-        votes.append(middle - align(seen, mask, max_shift))
+        votes.append(middle - align(there, mask, max_shift))
     centre: NDArray[np.float64] = np.asarray(np.median(votes or [(coarse[0] + coarse[1] - 1) / 2], axis=0))
     return centre
 

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from organseg.errors import Interrupted, NumericsError
-from organseg.runtime.signals import STOP
+from organseg.processes import STOP
 
 
 class StepSeed(Callback):

@@ -39,8 +39,8 @@ from numpy.typing import NDArray
 
 from organseg.errors import OrgansegError, UsageError
 from organseg.files import publish_text
+from organseg.processes import STOP
 from organseg.runtime.metrics_log import read_metrics
-from organseg.runtime.signals import STOP
 
 STOPPED = "wandb_stopped"
 """File of a run folder: W&B has ended the run early, and nobody shall resume it."""

@@ -94,9 +94,9 @@ def test_cropping_the_masks_first_changes_nothing():
 def test_crops_reach_beyond_the_array():
     array = np.arange(1, 4)[None, None]
     box = (np.array([0, 0, 1]), np.array([1, 1, 2]))
-    assert cropped(array, np.array([1, 1, 5]), box, outside=9).tolist() == [[[9, 1, 2, 3, 9]]]
+    assert cropped(array, np.array([1, 1, 5]), box).tolist() == [[[0, 1, 2, 3, 0]]]
     far = (np.array([0, 0, 50]), np.array([1, 1, 51]))
-    assert cropped(array, np.array([1, 1, 3]), far, outside=9).tolist() == [[[9, 9, 9]]]
+    assert cropped(array, np.array([1, 1, 3]), far).tolist() == [[[0, 0, 0]]]
 
 
 def test_what_cannot_be_built_is_refused():

@@ -58,6 +58,13 @@ def test_at_the_border_of_the_scan():
     assert found.tolist() == [1, 18, 22]
 
 
+def test_a_border_near_by_does_not_draw_an_organ_out_of_the_scan():
+    """An organ that is there as a whole, 2 voxels from the border, with shifts that would reach far beyond it."""
+    probs = np.clip(0.95 * ball((60, 80, 80), (7, 40, 40), 5), 1e-3, None)
+    found = corrected_centre(probs, coarse_centre(probs), [reference()], (10, 15, 15))
+    assert found.tolist() == [7, 40, 40]
+
+
 def test_references_vote_and_the_median_counts():
     probs = 0.95 * ball((40, 40, 40), (20, 18, 22), 5)
     odd = Reference("c/d", np.ones((1, 1, 1), bool))

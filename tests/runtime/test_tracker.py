@@ -15,9 +15,9 @@ from offline_runs import config_of, files_of, logged, numbers_of, records
 
 from organseg.cli import run
 from organseg.errors import Interrupted, UsageError
+from organseg.processes import STOP
 from organseg.runtime.metrics_log import MetricsLog
 from organseg.runtime.run_folder import RunFolder
-from organseg.runtime.signals import STOP
 from organseg.runtime.tracker import STOPPED, WandbTracker, hyperparameters, reached
 
 wandb = pytest.importorskip("wandb")

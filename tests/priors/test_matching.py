@@ -1,0 +1,29 @@
+"""Masks moved onto one another: the prior that they make (ours; METHOD.md 2.1)."""
+
+import numpy as np
+
+from organseg.priors import matched_prior
+
+SHIFT = (3, 3, 3)
+
+
+def blob(seed: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """A random mask that reaches all borders of its array."""
+    mask = np.random.default_rng(seed).random(shape) < 0.6
+    mask[0, 0, 0] = mask[-1, -1, -1] = True
+    return mask
+
+
+def test_the_room_around_a_mask_does_not_matter():
+    masks = [blob(seed, (7 + seed, 9, 8 - seed)) for seed in range(3)]
+    roomy = [np.pad(mask, 20) for mask in masks]
+    assert np.array_equal(matched_prior(masks, SHIFT), matched_prior(roomy, SHIFT))
+
+
+def test_equal_masks_lie_on_each_other():
+    mask = blob(0, (7, 9, 8))
+    tailed = np.pad(mask, ((0, 4), (0, 0), (0, 0)))
+    tailed[-4:, 4, 4] = True
+    prior = matched_prior([mask, tailed, mask], SHIFT)
+    assert sorted(np.unique(prior.round(3))) == [0, np.float32(0.333), 1]
+    assert (prior == 1).sum() == mask.sum()
