@@ -31,6 +31,18 @@ def adam(parameters: Iterable[nn.Parameter]) -> Optimizer:
     return torch.optim.Adam(parameters, lr=1e-4)
 
 
+def build_network(make: NetworkFactory, in_channels: int, out_channels: int) -> nn.Module:
+    """The network of a method.
+
+    Raises:
+        UsageError: If there is no network with the options that were given.
+    """
+    try:
+        return make(in_channels, out_channels)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"model.init_args: {error}") from error
+
+
 class SegmentationModule(L.LightningModule):
     """Base of the methods.
 
@@ -167,6 +179,10 @@ class SegmentationModule(L.LightningModule):
     def segment(self, case: WholeCase, keep: Callable[[int, Tensor], None] | None = None) -> NDArray[np.uint8]:
         """Labels [Z, Y, X] on the case's wanted grid."""
         return self.sweep(case, self.probabilities, self.decide, keep)
+
+    def centres_of(self, case: WholeCase) -> NDArray[np.floating[Any]] | None:
+        """[K, 3] mm (z, y, x): where the method takes the organs of a case to be; None if it does not ask."""
+        return case.centre
 
     def sweep(
         self,

@@ -22,12 +22,13 @@ def coarse_weights(
         content_hash: Of this run's data, with its split and hidden labels.
 
     Raises:
-        UsageError: If there is none, or it is of other organs, data, folds, hidden labels or preprocessing.
+        UsageError: If there is none, or its run is not finished, or it is of other organs, data, folds, hidden labels
+            or preprocessing.
     """
     if path is None or not Path(path).exists():
         raise UsageError(
             f"model.init_args.coarse: {path or 'nothing'}: no such checkpoint; STIPPLE finds organs by a coarse "
-            "model: train one first, for example by the experiment of the same name that ends in `_inerrant0`"
+            "model: train one first, as the config of the experiment says"
         )
     checkpoint = load_checkpoint(Path(path))
     record = checkpoint.get("organseg")
@@ -36,6 +37,11 @@ def coarse_weights(
     method = record["model"]["class_path"]
     if method.rpartition(".")[2] != "PartialLabelModule":
         raise UsageError(f"{path}: found {method}; a coarse model is of PartialLabelModule, without a prior")
+    steps, wanted = checkpoint.get("global_step"), record["identity"].get("trainer.max_steps", -1)
+    # With a curriculum the result is there only once all is done; a user's callback may end a training early.
+    early = any(state.get("stopped") for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict))
+    if steps != wanted > 0 and not early and not any(key.startswith("curriculum.") for key in record["identity"]):
+        raise UsageError(f"{path}: stopped after {steps} of {wanted} steps; finish that run first")
     same = {
         "organs": record["organs"] == list(organs),
         "preprocessing": Preprocessing.from_json(record["preprocessing"]) == preprocessing,

@@ -1,7 +1,8 @@
 """Several checkpoints, or one scan seen in several ways, as one prediction: the mean of their probabilities."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from dataclasses import replace
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -46,6 +47,8 @@ class Ensemble(L.LightningModule):
         self.changes = tuple(changes)
         self.organs = first.organs
         self.preprocessing = first.preprocessing
+        self._centres: list[Tensor | None] = [None] * len(members)
+        """Of each member, [K, 3] mm: where it takes the organs of the case to be that is being segmented."""
 
     def setup(self, stage: str) -> None:
         """The members compute in the trainer's precision."""
@@ -55,8 +58,10 @@ class Ensemble(L.LightningModule):
     def probabilities(self, view: View) -> Tensor:
         """Images [B, 1, *S], normalised as for the first member -> mean probabilities [B, C, *S], fp32."""
         total: Tensor | None = None
-        for member in self._methods():
+        for member, centre in zip(self._methods(), self._centres, strict=True):
             own = self._renormalised(view["image"], member)
+            if centre is not None:
+                view = {**view, "centre": centre.to(view["centre"]).expand(len(own), -1, -1)}
             for gain, down, across in self.changes:
                 seen: View = {
                     **view,
@@ -70,6 +75,7 @@ class Ensemble(L.LightningModule):
 
     def segment(self, case: WholeCase, keep: Callable[[int, Tensor], None] | None = None) -> NDArray[np.uint8]:
         """Labels [Z, Y, X] on the case's wanted grid."""
+        self._centres = [self._found_by(member, case) for member in self._methods()]
         first = self._methods()[0]
         return first.sweep(case, self.probabilities, first.decide, keep)
 
@@ -83,6 +89,16 @@ class Ensemble(L.LightningModule):
 
     def _methods(self) -> list[SegmentationModule]:
         return [cast("SegmentationModule", member) for member in self.members]
+
+    def _found_by(self, member: SegmentationModule, case: WholeCase) -> Tensor | None:
+        """Centres [K, 3] mm by the member's own rules."""
+
+        def normalise(values: NDArray[Any]) -> NDArray[np.float32]:
+            return self._renormalised(torch.from_numpy(case.normalise(values)), member).numpy()
+
+        floor = float(self._renormalised(torch.tensor(case.floor), member))
+        centres = member.centres_of(replace(case, normalise=normalise, floor=floor))
+        return None if centres is None else torch.from_numpy(centres)
 
     def _renormalised(self, image: Tensor, member: SegmentationModule) -> Tensor:
         """The image as this member's training cases were normalised; MR is normalised by itself."""

@@ -5,6 +5,7 @@ annotated the organ, the centre comes from a coarse model: a finished run withou
 network is kept in this method's checkpoints. Whole cases are therefore segmented in two passes.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from organseg.batch import Batch, View, WholeCase
-from organseg.checkpoints import load_checkpoint
-from organseg.errors import UsageError
+from organseg.checkpoints import load_checkpoint, verify_checkpoint
+from organseg.errors import IntegrityError, Interrupted, UsageError
+from organseg.files import publish_text
 from organseg.losses import Balance
 from organseg.methods.base import NetworkFactory, adam, build_network
 from organseg.methods.coarse import coarse_weights
@@ -29,6 +31,7 @@ from organseg.networks import UNet
 from organseg.networks.guided import MapsAtBottleneck, go_on_from
 from organseg.priors import OrganPriors, place, positions, prior_logits
 from organseg.priors.activation import EPS
+from organseg.processes import STOP
 
 Use = Literal["activation", "input", "bottleneck", "coordinates"]
 
@@ -163,13 +166,35 @@ class PriorModule(PartialLabelModule):
         if self.known is None:
             if self.position == "true":
                 raise UsageError("model.init_args.position: `true` is for a test alone; train with another")
+            made_of = self._made_of()
             self._load_coarse(self.start == "coarse" and not afresh)
             self.known = self._priors()
             self.centres = self._training_centres()
             if self.trainer.is_global_zero:
                 annotated = {key: ~self.source.unknown_organs(key) for key in self.source.case_keys("fit")}
-                folder = Path(self.trainer.default_root_dir) / "prior"
-                write_centres(folder / "centres.csv", annotated, self.organs, self.centres)
+                write_centres(self._folder / "centres.csv", annotated, self.organs, self.centres)
+                publish_text(self._folder / "made_of.json", json.dumps(made_of, indent=1))
+
+    @property
+    def _folder(self) -> Path:
+        """In the run folder, whatever the phase of a curriculum."""
+        return Path(self.trainer.default_root_dir) / "prior"
+
+    def _made_of(self) -> dict[str, str]:
+        """sha256 of the checkpoints that this run takes from others, the same for all of its phases.
+
+        Raises:
+            IntegrityError: If an earlier phase found others there.
+        """
+        given = {"coarse": self.coarse_checkpoint, "prior": self.prior_checkpoint}
+        found = {name: verify_checkpoint(Path(path)) for name, path in given.items() if path and Path(path).exists()}
+        before = self._folder / "made_of.json"
+        if before.exists() and json.loads(before.read_text()) != found:
+            names = " or ".join(str(path) for path in given.values() if path)
+            raise IntegrityError(
+                f"{before}: this run was begun with another {names}: put that back, or start anew with --overwrite"
+            )
+        return found
 
     def _priors(self) -> OrganPriors:
         """Of the training cases, or of another run.
@@ -241,11 +266,14 @@ class PriorModule(PartialLabelModule):
         assert self.known is not None
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
         mine: dict[str, NDArray[np.float32]] = {}
-        for number in range(rank, len(cases), ranks):
-            case = cases[number]
-            mine[case.key] = self.positioning.annotated(case, self.known)
-            if not case.annotated.all():
-                mine[case.key][~case.annotated] = self._located(case, ~case.annotated)[~case.annotated]
+        for turn in range(0, len(cases), ranks):
+            if turn + rank < len(cases):
+                case = cases[turn + rank]
+                mine[case.key] = self.positioning.annotated(case, self.known)
+                if not case.annotated.all():
+                    mine[case.key][~case.annotated] = self._located(case, ~case.annotated)[~case.annotated]
+            if self.trainer.strategy.reduce_boolean_decision(STOP.asked, all=False):
+                raise Interrupted("stopped by a signal while finding organs; the same command begins with that again")
         if ranks == 1:
             return mine
         everyone: list[Any] = [None] * ranks

@@ -3,14 +3,14 @@
 Both start as the plain network: what is added to a trained one has weights of zero, so that its training can go on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from organseg.networks.unet import make_conv
+from organseg.networks.unet import make_conv, pad_to_multiple
 
 NetworkFactory = Callable[[int, int], nn.Module]
 
@@ -22,16 +22,17 @@ class MapsAtBottom(nn.Module):
         before: The bottleneck.
         maps: Their number.
         channels: Of the bottleneck.
-        dims: 2 or 3.
+        strides: Voxels of the input for one at the bottleneck, of each axis.
     """
 
     maps: Tensor | None = None
     """[B, maps, *S] of the image that the network is seeing."""
 
-    def __init__(self, before: nn.Module, maps: int, channels: int, dims: int) -> None:
+    def __init__(self, before: nn.Module, maps: int, channels: int, strides: Sequence[int]) -> None:
         super().__init__()
         self.before = before
-        self.entry = make_conv(dims)(maps, channels, 1)
+        self.strides = strides
+        self.entry = make_conv(len(strides))(maps, channels, 1)
         for parameter in self.entry.parameters():
             nn.init.zeros_(parameter)
 
@@ -39,7 +40,8 @@ class MapsAtBottom(nn.Module):
         """[B, channels, *S / 2^levels] -> the same."""
         assert self.maps is not None
         pool: Any = F.adaptive_avg_pool2d if deepest.ndim == 4 else F.adaptive_avg_pool3d
-        coarse: Tensor = pool(self.maps, deepest.shape[2:])
+        # The network pads its input to whole strides: the maps must lie under it as the image does.
+        coarse: Tensor = pool(pad_to_multiple(self.maps, self.strides), deepest.shape[2:])
         result: Tensor = self.before(deepest) + self.entry(coarse.to(deepest.dtype))
         return result
 
@@ -59,10 +61,13 @@ class MapsAtBottleneck(nn.Module):
         self.head = plain.head
         plain.head = nn.Identity()
         unet = _unet_of(plain)
-        if not hasattr(unet, "bottom") or not hasattr(unet, "channels") or hasattr(unet, "coarse_heads"):
-            msg = f"maps enter at the bottleneck of U-Nets without deep supervision, not of {type(plain).__name__}"
+        if not hasattr(unet, "bottom") or not hasattr(unet, "channels") or len(getattr(unet, "coarse_heads", ())):
+            msg = (
+                f"maps enter at the bottleneck of a UNet, or of an NNUNet with `deep_supervision: false`, also with "
+                f"attention in it, not of {type(plain).__name__}"
+            )
             raise ValueError(msg)
-        unet.bottom = MapsAtBottom(unet.bottom, maps, unet.channels[-1], self.head.weight.ndim - 2)
+        unet.bottom = MapsAtBottom(unet.bottom, maps, unet.channels[-1], unet.strides)
         self.plain: Any = plain
 
     def features(self, image: Tensor) -> Tensor:

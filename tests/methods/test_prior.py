@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 import torch
 from synthetic import make_cache, write_dataset
+from torch import nn
 
 from organseg.batch import View
 from organseg.curriculum import CrossFittedConfidence
 from organseg.data import PatchDataModule, SliceDataModule
-from organseg.errors import UsageError
+from organseg.errors import IntegrityError, Interrupted, UsageError
 from organseg.methods import PartialLabelModule, PriorModule
-from organseg.methods.ensemble import moved
+from organseg.methods.ensemble import Ensemble, moved
 from organseg.methods.organ_positions import Positioning, PriorGrid, learned_priors, true_centres
 from organseg.networks import NNUNet, UNet
 from organseg.priors import positions
+from organseg.processes import STOP
 from organseg.runtime.checkpoint_io import save_checkpoint
+from organseg.volumes import Normalisation
 
 ORGANS = ("liver", "left_kidney", "right_kidney", "spleen")
 GRID = (10.0, 9.0, 8.0)
@@ -45,7 +48,7 @@ def coarse(cache, tmp_path_factory) -> Path:
     return coarse_of(data_of(cache), tmp_path_factory.mktemp("coarse") / "last.ckpt")
 
 
-def coarse_of(data: SliceDataModule, path: Path, **record) -> Path:
+def coarse_of(data: SliceDataModule, path: Path, steps: int = 9, **record) -> Path:
     torch.manual_seed(5)
     said = {
         "model": {"class_path": "organseg.methods.PartialLabelModule"},
@@ -54,7 +57,8 @@ def coarse_of(data: SliceDataModule, path: Path, **record) -> Path:
         "identity": {"data content": data.content_hash},
     }
     module = PartialLabelModule(ORGANS, small)
-    save_checkpoint({"state_dict": module.state_dict(), "organseg": {**said, **record}}, path)
+    whole = {"state_dict": module.state_dict(), "organseg": {**said, **record}, "global_step": steps, "callbacks": {}}
+    save_checkpoint(whole, path)
     return path
 
 
@@ -134,6 +138,42 @@ def test_a_case_is_searched_on_the_prior_s_grid_and_found_in_mm(fitted, position
     np.testing.assert_allclose(np.delete(found, 2, 0), np.delete(truth, 2, 0), atol=5.0)
 
 
+def test_where_an_organ_is_found_decides_where_it_is_predicted(fitted, tmp_path, monkeypatch):
+    data, module = fitted[1], method(None, position="naive")
+    module.load_state_dict(fitted[0].state_dict())
+    module.eval().trainer = trainer(tmp_path)
+    for parameter in module.network.head.parameters():
+        nn.init.zeros_(parameter)  # the network says nothing: an organ is where its prior is above 0.5
+    case = replace(data.training_cases()[0], key="other/scan")
+    centres = []
+    for shift in (0.0, 27.0):
+        there = np.full((4, 3), np.nan, np.float32)
+        there[0] = np.array([60.0, 100.0 + shift, 120.0])
+        monkeypatch.setattr(module, "_coarse_probabilities", ball_model(there, 30.0))
+        module.forget_positions()
+        found = np.argwhere(module.segment(case) == 1) * case.spacing
+        centres.append(found.mean(0))
+    np.testing.assert_allclose(centres[0], [60, 100, 120], atol=25.0)  # the core of the prior, not its box
+    np.testing.assert_allclose(centres[1] - centres[0], [0, 27, 0], atol=5.0)
+
+
+def test_a_stop_while_organs_are_found(cache, coarse, tmp_path, monkeypatch):
+    monkeypatch.setattr(STOP, "asked", True)
+    module = method(coarse)
+    with pytest.raises(Interrupted, match="finding organs"):
+        trainer(tmp_path).fit(module, data_of(cache))
+    assert not (tmp_path / "prior").exists()
+
+
+def test_a_later_phase_finds_the_coarse_model_that_the_run_began_with(cache, tmp_path):
+    coarse = coarse_of(data_of(cache), tmp_path / "coarse.ckpt")
+    trainer(tmp_path / "run").fit(method(coarse), data_of(cache))
+    trainer(tmp_path / "run").fit(method(coarse), data_of(cache))
+    coarse_of(data_of(cache), coarse, 10)
+    with pytest.raises(IntegrityError, match=r"begun with another .*coarse\.ckpt"):
+        trainer(tmp_path / "run").fit(method(coarse), data_of(cache))
+
+
 def test_annotated_organs_are_where_they_are_annotated_and_others_where_the_coarse_model_finds_them(fitted):
     module, data, folder = fitted
     table = [line.split(",") for line in (folder / "prior" / "centres.csv").read_text().splitlines()[1:]]
@@ -158,18 +198,27 @@ def test_a_truth_is_never_looked_at_to_find_a_test_case_s_organs(fitted):
     assert (first == second).all()
 
 
-def test_a_checkpoint_carries_all_that_prediction_needs(fitted, cache, tmp_path):
+def test_a_checkpoint_carries_all_that_prediction_needs(fitted, cache, tmp_path, monkeypatch):
     module, data, _ = fitted
     save_checkpoint({"state_dict": module.state_dict()}, tmp_path / "last.ckpt")
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     other = method(Path("is/not/there.ckpt"))
     other.load_state_dict(state)
-    other.eval().trainer = module.trainer = trainer(tmp_path)
+    neutral = method(None)
+    neutral.load_state_dict(state)
+    neutral.known = replace(neutral.known, priors=(None,) * 4)
     case = replace(data.training_cases()[1], key="other/scan")
-    kept = {module: [], other: []}
+    there = np.array([[52.0, 120, 90], [44.0, 200, 200], [70.0, 130, 220], [60.0, 60, 60]], np.float32)
+    kept = {module: [], other: [], neutral: []}
     for one, slabs in kept.items():
+        one.eval().trainer = trainer(tmp_path)
+        monkeypatch.setattr(one, "_coarse_probabilities", ball_model(there, 30.0))
+        one.forget_positions()
         one.segment(case, lambda _, probs, slabs=slabs: slabs.append(probs))
+        assert not np.isnan(one.centres_of(case)).any()
+        one.forget_positions()
     assert torch.equal(torch.cat(kept[module]), torch.cat(kept[other]))
+    assert not torch.equal(torch.cat(kept[module]), torch.cat(kept[neutral]))
     assert all((other.centres[key] == centre)[~np.isnan(centre)].all() for key, centre in module.centres.items())
 
 
@@ -224,7 +273,7 @@ def test_priors_of_another_run(fitted, coarse, cache, tmp_path):
         assert np.array_equal(ours.probs, theirs.probs)
     wrong = method(coarse, prior=tmp_path / "prior.ckpt", working_spacing=(5.0, 5.0, 5.0))
     with pytest.raises(UsageError, match="working_spacing"):
-        trainer(tmp_path).fit(wrong, data_of(cache))
+        trainer(tmp_path / "wrong").fit(wrong, data_of(cache))
     # Of another fold, and of labels that are hidden here.
     for options in ({"fold": 1, "seed": 3}, {"label_share": 1.0}):
         theirs = data_of(cache, **options)
@@ -232,9 +281,9 @@ def test_priors_of_another_run(fitted, coarse, cache, tmp_path):
         state = {"_extra_state": {**known.to_state(), "centres": {}}}
         save_checkpoint({"state_dict": state}, tmp_path / "leak.ckpt")
         with pytest.raises(UsageError, match="held out or hidden here: tiny/case"):
-            trainer(tmp_path).fit(method(coarse, prior=tmp_path / "leak.ckpt"), data_of(cache))
+            trainer(tmp_path / "leak").fit(method(coarse, prior=tmp_path / "leak.ckpt"), data_of(cache))
     with pytest.raises(UsageError, match="holds no priors"):
-        trainer(tmp_path).fit(method(coarse, prior=coarse), data_of(cache))
+        trainer(tmp_path / "none").fit(method(coarse, prior=coarse), data_of(cache))
 
 
 def test_a_coarse_model_that_may_know_more_is_refused(cache, tmp_path):
@@ -249,12 +298,51 @@ def test_a_coarse_model_that_may_know_more_is_refused(cache, tmp_path):
             trainer(tmp_path).fit(method(path), data)
     with pytest.raises(UsageError, match="no such checkpoint"):
         trainer(tmp_path).fit(method(tmp_path / "nothing.ckpt"), data)
+    identity = {"data content": data.content_hash, "trainer.max_steps": 9}
+    path = coarse_of(data, tmp_path / "coarse.ckpt", 7, identity=identity)
+    with pytest.raises(UsageError, match="stopped after 7 of 9 steps"):
+        trainer(tmp_path).fit(method(path), data)
     path = coarse_of(data, tmp_path / "coarse.ckpt", model={"class_path": "organseg.methods.PriorModule"})
     with pytest.raises(UsageError, match="without a prior"):
         trainer(tmp_path).fit(method(path), data)
     good = coarse_of(data, tmp_path / "coarse.ckpt")
     with pytest.raises(UsageError, match="another network"):
         trainer(tmp_path).fit(method(good, network=lambda i, o: UNet(i, o, width=8, depth=3)), data)
+
+
+def test_members_of_an_ensemble_look_for_the_organs_themselves(fitted, coarse, tmp_path, monkeypatch):
+    """Two members whose coarse models find the organs at other places, and see other normalisations."""
+    first, data, _ = fitted
+    second = method(coarse)
+    second.load_state_dict(first.state_dict())
+    second.eval()
+    second.preprocessing = replace(first.preprocessing, normalisation=Normalisation((-160.0, 300.0), 20.0, 50.0))
+    ensemble = Ensemble([first, second])
+    ensemble.trainer = trainer(tmp_path)
+    ensemble.setup("predict")
+    there = np.array([[52.0, 120, 90], [44.0, 200, 200], [70.0, 130, 220], [60.0, 60, 60]], np.float32)
+    brightest = []
+    for n, one in enumerate((first, second)):
+        find = ball_model(there + 20 * n, 30.0)
+        monkeypatch.setattr(
+            one, "_coarse_probabilities", lambda view, find=find: (brightest.append(view["image"].max()), find(view))[1]
+        )
+    case = replace(data.training_cases()[0], key="other/scan")
+    alone = []
+    for one in (first, second):
+        one.forget_positions()
+        own = replace(case, normalise=one.preprocessing.normalisation, floor=one.preprocessing.normalisation.floor)
+        one.segment(own, lambda _, probs: alone.append(probs))
+        one.forget_positions()
+    looked = len(brightest)
+    together = []
+    ensemble.segment(case, lambda _, probs: together.append(probs))
+    # The same slabs, first of one member and then of the other.
+    slabs = len(alone) // 2
+    assert not torch.equal(torch.cat(alone[:slabs]), torch.cat(alone[slabs:]))
+    expected = (torch.cat(alone[:slabs]) + torch.cat(alone[slabs:])) / 2
+    torch.testing.assert_close(torch.cat(together), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.stack(brightest[looked:]), torch.stack(brightest[:looked]))
 
 
 @pytest.mark.parametrize(

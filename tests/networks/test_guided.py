@@ -53,6 +53,25 @@ def test_in_3d_and_odd_sizes():
     assert guided(torch.randn(1, 3, 9, 7, 10)).shape == (1, 3, 9, 7, 10)
 
 
+def test_maps_lie_under_the_image_where_strides_do_not_divide_it():
+    """Nine pixels at strides of 4 are three cells, the last of one pixel and its padding."""
+    guided = at_bottleneck(unet, 1, 2)
+    weight = guided.plain.bottom.entry
+    nn.init.ones_(weight.weight)
+    guided.plain.bottom.before = nn.Identity()
+    maps = torch.zeros(1, 1, 9, 9)
+    maps[..., 8] = 1.0
+    guided.plain.bottom.maps = maps
+    added = guided.plain.bottom(torch.zeros(1, 16, 3, 3))[0, 0]
+    torch.testing.assert_close(added, torch.tensor([0.0, 0, 1]).expand(3, 3))
+
+
+def test_an_nnunet_without_deep_supervision():
+    guided = at_bottleneck(lambda i, o: NNUNet(i, o, width=4, depth=3, deep_supervision=False), 2, 3).train()
+    guided(torch.randn(2, 3, 8, 8)).square().mean().backward()
+    assert guided.plain.bottom.entry.weight.grad.abs().sum() > 0
+
+
 def test_a_copy_sees_its_own_maps():
     torch.manual_seed(0)
     guided = at_bottleneck(unet, 1, 2)
@@ -79,5 +98,5 @@ def test_another_network_is_refused():
         go_on_from(unet(1, 3), UNet(1, 3, width=4, depth=4).state_dict())
     with pytest.raises(RuntimeError, match="size mismatch"):
         go_on_from(unet(1, 3), UNet(1, 3, width=8, depth=3).state_dict())
-    with pytest.raises(ValueError, match="deep supervision"):
-        at_bottleneck(lambda i, o: NNUNet(i, o, width=4, depth=3), 1, 2)
+    with pytest.raises(ValueError, match="deep_supervision"):
+        at_bottleneck(lambda i, o: NNUNet(i, o, width=4, depth=4), 1, 2)
