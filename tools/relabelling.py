@@ -22,9 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
-METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis", "naive", "stipple0", "stipple")
-WITHOUT_ROUNDS = ("inerrant0", "naive", "stipple0")
-WITH_PRIOR = ("stipple0", "stipple")
+METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis", "naive", "stipple0", "stipple",
+           "plain0", "plain")  # fmt: skip
+WITHOUT_PRIOR = {"plain0": "stipple0", "plain": "stipple"}
+"""Going on from round 0 as STIPPLE does, with and without relabelling, but without a prior: what that alone brings."""
+WITHOUT_ROUNDS = ("inerrant0", "naive", "stipple0", "plain0")
+FROM_ROUND0 = ("stipple0", "stipple", *WITHOUT_PRIOR)
 ROUND0 = "round0"
 KEYS = ("dataset", "label_share_percent", "seed", "method")
 """Of the tables' lines."""
@@ -57,14 +60,19 @@ class Run:
 
     def fit_words(self, cache: Path, round0_steps: int, more: Sequence[str]) -> list[str]:
         """What to type after `organseg fit`."""
-        method = "inerrant0" if self.method == ROUND0 else self.method
+        method = WITHOUT_PRIOR.get(self.method, self.method)
         with_rounds = self.method not in (ROUND0, *WITHOUT_ROUNDS)
-        words = ["--config", f"{CONFIGS / f'{self.dataset}_{self.share}_{method}.yaml'}", "--out", f"{self.folder}",
-                 "--data.init_args.cache", f"{cache}", "--seed", f"{self.seed}"]  # fmt: skip
+        config = CONFIGS / f"{self.dataset}_{self.share}_{method}.yaml"
+        given = config.exists()
+        words = ["--config", f"{config if given else CONFIGS / f'{self.dataset}_30_{method}.yaml'}",
+                 "--out", f"{self.folder}", "--data.init_args.cache", f"{cache}", "--seed", f"{self.seed}"]  # fmt: skip
+        words += [] if given else ["--data.init_args.label_share", f"{self.share / 100}"]
         words += [word for word in more if with_rounds or not word.startswith("--curriculum.")]
         if self.method == ROUND0:
             words += ["--trainer.max_steps", f"{round0_steps}"]
-        if self.method in WITH_PRIOR:
+        if self.method in WITHOUT_PRIOR:
+            words += ["--model.init_args.use", "[]"]
+        if self.method in FROM_ROUND0:
             words += ["--model.init_args.coarse", f"{self.folder.parent / ROUND0 / 'checkpoints' / 'last.ckpt'}"]
         elif with_rounds:
             words += ["--curriculum.round0", f"{self.folder.parent / ROUND0}"]

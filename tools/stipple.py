@@ -1,9 +1,10 @@
 """What STIPPLE's parts do (METHOD.md 2.5): bins, positions, and false positives far from the organ.
 
-Goes on from the runs of tools/relabelling.py (`--methods inerrant0 stipple0`, the same --out, share and seed): trains
-STIPPLE without relabelling with other numbers of bins, tests the trained one with organs at their naive, aligned and
-true positions, and shows, beside the DSC, how far the positions are off and how much is predicted far from the organ.
-What is finished is skipped. Tables also go to `positions.csv` and `variants.csv` in `--tables`.
+Goes on from the runs of tools/relabelling.py (`--methods inerrant0 plain0 stipple0`, the same --out, share and seed):
+trains STIPPLE without relabelling with other numbers of bins, and as the thesis has it (`boxes`: organs centred in
+their bounding boxes, found by alignment, no blur); tests the latter with organs at their naive and true positions, and
+ours with true ones; and shows, beside the DSC, how far the positions are off and how much is predicted far from the
+organ. What is finished is skipped. Tables also go to `positions.csv` and `variants.csv` in `--tables`.
 
 Usage: python tools/stipple.py --cache cache --out runs/relabelling --share 30 --seed 0 --minutes 60
 Options that it does not know, as --option=value, go to every `fit`.
@@ -12,6 +13,7 @@ Options that it does not know, as --option=value, go to every `fit`.
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,40 +27,48 @@ from organseg.cli.modules import load_module
 from organseg.cli.training import quieten
 from organseg.data import SliceDataModule
 from organseg.methods import PriorModule
-from organseg.methods.organ_positions import true_centres
 from organseg.strict_yaml import read_yaml
 from organseg.volumes import read_label
 
-FOUND = ("naive", "aligned", "matched")
 FAR_MM = 20.0
+BOXES = "stipple0_boxes"
+THESIS = {"centring": "boxes", "position": "aligned", "smooth_mm": "0.0"}
+FOUND = {BOXES: ("naive", "aligned"), "stipple0": ("matched",)}
+"""Where each of the two takes the organs of a test case to be, against its own notion of a true centre."""
+TESTS = ((BOXES, "naive"), (BOXES, "true"), ("stipple0", "true"))
+"""A trained run, and another position of the organs of the test cases."""
 
 
 def work(base: Run, arguments: argparse.Namespace, more: list[str]) -> None:
     """Train and test what is not finished, while there is time to begin."""
     end = time.monotonic() + 60 * arguments.minutes
-    trained = base.folder
-    for bins in arguments.bins:
-        run = trained.with_name(f"stipple0_bins_{bins}")
+    variants = {f"stipple0_bins_{bins}": {"bins": bins} for bins in arguments.bins}
+    for name, options in {BOXES: THESIS, **variants}.items():
+        run = base.folder.with_name(name)
         if (run / "test" / "summary.csv").exists() or time.monotonic() > end:
             continue
         words = base.fit_words(arguments.cache, 0, more)
         words[words.index("--out") + 1] = str(run)
-        organseg("fit", *words, "--model.init_args.bins", bins)
+        organseg("fit", *words, *(f"--model.init_args.{option}={value}" for option, value in options.items()))
         organseg("test", "--config", f"{run / 'config.yaml'}", "--ckpt_path", f"{run / 'checkpoints' / 'last.ckpt'}")
-    for position in arguments.positions:
-        run = trained.with_name(f"stipple0_{position}")
-        if (run / "test" / "summary.csv").exists() or time.monotonic() > end:
+    for name, position in TESTS:
+        trained = base.folder.with_name(name)
+        run = base.folder.with_name(f"{name}_{position}")
+        ready = (trained / "test" / "summary.csv").exists()
+        if (run / "test" / "summary.csv").exists() or not ready or time.monotonic() > end:
             continue
         organseg("test", "--config", f"{trained / 'config.yaml'}", "--ckpt_path",
                  f"{trained / 'checkpoints' / 'last.ckpt'}", "--out", f"{run}",
                  "--model.init_args.position", position)  # fmt: skip
 
 
-def far_ml(preds: NDArray[np.uint8], truth: NDArray[np.uint8], spacing: tuple[float, ...], organs: int) -> list[float]:
-    """Volume of each organ that is predicted farther than `FAR_MM` from it; of an absent organ all of it."""
+def far_ml(
+    preds: NDArray[np.uint8], truth: NDArray[np.uint8], spacing: tuple[float, ...], known: NDArray[np.bool_]
+) -> list[float]:
+    """Volume of each known organ that is predicted farther than `FAR_MM` from it; of an absent organ all of it."""
     voxel_ml = float(np.prod(spacing)) / 1000
     volumes = []
-    for k in range(1, organs + 1):
+    for k in np.flatnonzero(known) + 1:
         found, there = preds == k, truth == k
         if there.any() and found.any():
             boxes = ndimage.find_objects((found | there).astype(np.uint8))[0]
@@ -75,7 +85,7 @@ def far_of(run: Path, config_of: Path) -> float:
     for case in data.cohort.test:
         truth = case.lookup[case.cached.source_label()]
         preds = read_label(run / "test" / "predictions" / f"{case.key}.nii.gz", case=case.key)[0].array
-        sums.append(sum(far_ml(preds, truth, case.cached.header.source_spacing, len(data.organs))))
+        sums.append(sum(far_ml(preds, truth, case.cached.header.source_spacing, case.known)))
     return statistics.fmean(sums)
 
 
@@ -86,8 +96,8 @@ def options_of(run: Path) -> dict[str, object]:
     return {**options, "window_hu": tuple(options["window_hu"]), "seed": config["seed"]}
 
 
-def position_errors(run: Path) -> list[dict[str, str]]:
-    """Mm between where the test cases' organs are found and where they are, naive and aligned."""
+def position_errors(run: Path, positions: Sequence[str]) -> list[dict[str, str]]:
+    """Mm between where the test cases' organs are found and where they are."""
     data = SliceDataModule(**options_of(run))  # type: ignore[arg-type]
     module = load_module(run / "checkpoints" / "last.ckpt")
     assert isinstance(module, PriorModule)
@@ -97,13 +107,11 @@ def position_errors(run: Path) -> list[dict[str, str]]:
     for number in range(len(cases)):
         case = cases[number]
         assert module.known is not None
-        # Each against its own notion of a centre: the middle of the bounding box, or where the prior fits the truth.
-        box, fitting = true_centres(case, len(data.organs)), module.positioning.annotated(case, module.known)
-        for position in FOUND:
+        truth = module.positioning.annotated(case, module.known)
+        for position in positions:
             module.position = position  # type: ignore[assignment]
             module.forget_positions()
             found = module.centres_of(case)
-            truth = fitting if position == "matched" else box
             for organ, here, there in zip(data.organs, found, truth, strict=True):
                 if not np.isnan(there).any():
                     off = "" if np.isnan(here).any() else f"{float(np.linalg.norm(here - there)):.1f}"
@@ -113,11 +121,15 @@ def position_errors(run: Path) -> list[dict[str, str]]:
 
 def show_positions(lines: list[dict[str, str]]) -> None:
     """Median distance of each organ."""
-    print("\nMedian distance (mm) of the found centre from the true one, and cases in which the organ was not found")
-    print(f"| organ | {' | '.join(FOUND)} | not found |\n|---|" + "---:|" * (len(FOUND) + 1))
+    print(
+        "\nMedian distance (mm) of the found centre from the true one, and cases in which it was not found: naive and"
+    )
+    print("aligned from the middle of the true bounding box, matched from where the prior fits the truth best")
+    shown = list(dict.fromkeys(line["position"] for line in lines))
+    print(f"| organ | {' | '.join(shown)} | not found |\n|---|" + "---:|" * (len(shown) + 1))
     for organ in dict.fromkeys(line["organ"] for line in lines):
         cells, missed = [], 0
-        for position in FOUND:
+        for position in shown:
             ours = [line["off_mm"] for line in lines if (line["organ"], line["position"]) == (organ, position)]
             missed = ours.count("")
             known = [float(off) for off in ours if off]
@@ -134,7 +146,6 @@ def main() -> None:
     parser.add_argument("--share", type=int, default=30, help="per cent of the labels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bins", nargs="*", default=["1", "all"], help="beside the config's")
-    parser.add_argument("--positions", nargs="*", default=["naive", "aligned", "true"], help="beside the config's")
     parser.add_argument("--tables", type=Path, help="folder of the tables; default: OUT")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this; 0: tables only")
     arguments, more = parser.parse_known_args()
@@ -143,14 +154,15 @@ def main() -> None:
     work(base, arguments, more)
     tables = arguments.tables or arguments.out
     tables.mkdir(parents=True, exist_ok=True)
-    variants = [ROUND0, "inerrant0", "stipple0", "stipple", *(f"stipple0_bins_{bins}" for bins in arguments.bins),
-                *(f"stipple0_{position}" for position in arguments.positions)]  # fmt: skip
+    variants = [ROUND0, "inerrant0", "plain0", "plain", "stipple0", "stipple",
+                *(f"stipple0_bins_{bins}" for bins in arguments.bins), BOXES,
+                *(f"{name}_{position}" for name, position in TESTS)]  # fmt: skip
     lines = []
     for name in variants:
         run = base.folder.with_name(name)
         if (run / "test" / "summary.csv").exists():
             scores = {row["organ"]: row["dsc_mean"] for row in rows_of(run / "test" / "summary.csv")}
-            far = far_of(run, run if (run / "config.yaml").exists() else base.folder)
+            far = far_of(run, run if (run / "config.yaml").exists() else base.folder)  # those of TESTS have none
             lines.append({**base.line, "method": name, **scores, "far_ml": f"{far:.3f}"})
     if not lines:
         print("no run is finished")
@@ -161,9 +173,14 @@ def main() -> None:
         print(f"| {line['method']} | " + " | ".join(f"{100 * float(line[organ]):.1f}" for organ in organs)
               + f" | {float(line['far_ml']):.1f} |")  # fmt: skip
     write(tables / "variants.csv", lines)
-    errors = position_errors(base.folder)
-    show_positions(errors)
-    write(tables / "positions.csv", errors)
+    errors = []
+    for name, positions in FOUND.items():
+        run = base.folder.with_name(name)
+        if (run / "test" / "summary.csv").exists() and arguments.minutes > 0:
+            errors += position_errors(run, positions)
+    if errors:
+        show_positions(errors)
+        write(tables / "positions.csv", errors)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def coarse_weights(
     if path is None or not Path(path).exists():
         raise UsageError(
             f"model.init_args.coarse: {path or 'nothing'}: no such checkpoint; STIPPLE finds organs by a coarse "
-            "model: train one first, as the config of the experiment says"
+            "model: train one first, for example by the experiment of the same name that ends in `_round0`"
         )
     checkpoint = load_checkpoint(Path(path))
     record = checkpoint.get("organseg")

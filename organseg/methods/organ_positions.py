@@ -1,6 +1,6 @@
 """From whole cases to priors and positions: the grids in between (METHOD.md 2.1 and 2.3)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -107,7 +107,7 @@ def learned_priors(
             slices = build_prior(masks, max(len(mask) for mask in masks))
         if positioning.smooth_mm:
             sigma = [positioning.smooth_mm / mm for mm in grid.spacing]
-            slices = smoothed(slices, sigma, upwards=bins == "all")
+            slices = smoothed(slices, sigma)
         depth = len(slices)
         probs = binned(slices, depth if bins == "all" else bins)
         size = (depth, *probs.shape[1:])
@@ -115,7 +115,7 @@ def learned_priors(
         cases_of = tuple(reference.case for reference in pool)
         priors.append(Prior(organ, probs, (z, y, x), grid.spacing, len(probs), cases_of))
     references = tuple(tuple(drawn(pool, "", positioning.seed, MOST_REFERENCES)) for pool in pools)
-    return OrganPriors(tuple(priors), references)
+    return OrganPriors(tuple(priors), references, positioning.centring)
 
 
 def true_centres(case: WholeCase, organs: int) -> NDArray[np.float32]:
@@ -221,14 +221,18 @@ def write_centres(
     annotated: Mapping[str, NDArray[np.bool_]],
     organs: Sequence[str],
     centres: Mapping[str, NDArray[np.float32]],
+    without: Collection[str],
 ) -> None:
-    """A table of where the organs of the training cases are, mm from the first voxel, and who says so."""
+    """A table of where the organs of the training cases are, mm from the first voxel, and who says so.
+
+    Organs `without` a prior are nowhere.
+    """
     lines = ["case,organ,from,z_mm,y_mm,x_mm"]
     for key, known in annotated.items():
         for organ, given, centre in zip(organs, known, centres[key], strict=True):
             nowhere = bool(np.isnan(centre).any())
             sources = {(True, False): "annotation", (True, True): "absent", (False, False): "coarse model"}
-            source = sources.get((bool(given), nowhere), "not found")
+            source = "no prior" if organ in without else sources.get((bool(given), nowhere), "not found")
             place = ",,," if nowhere else "".join(f",{mm:.1f}" for mm in centre)
             lines.append(f"{key},{organ},{source}{place}")
     path.parent.mkdir(parents=True, exist_ok=True)

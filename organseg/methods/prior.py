@@ -7,6 +7,7 @@ network is kept in this method's checkpoints. Whole cases are therefore segmente
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +52,8 @@ class PriorModule(PartialLabelModule):
             `curriculum.start`.
         use: Where the prior enters: in the `activation` (the thesis); as log odds in further `input` channels or at the
             `bottleneck`; or the voxel's `coordinates` from the middle of all found organs, in decimetres, as input
-            channels without a prior (CoordConv; Liu et al., 2018). Several can be combined.
+            channels without a prior (CoordConv; Liu et al., 2018). Several can be combined; with none of them this is
+            the `coarse` model, trained on: what the prior is to be compared with.
         prior: Checkpoint of another run of PriorModule whose priors are used as they are, whatever its data; it must be
             of the same `working_spacing`.
         bins: Of a prior along z; `all` gives each slice its own. Not of `prior`.
@@ -64,7 +66,7 @@ class PriorModule(PartialLabelModule):
         position: Where unannotated organs are taken to be: where the prior fits the coarse segmentation best
             (`matched`), the coarse bounding box's middle `aligned` with references (thesis) or not (`naive`); or the
             `true` centre of a test case, to see what positions cost.
-        references: Annotated cases that vote on each alignment.
+        references: Annotated cases that vote on each position that is `aligned`.
         max_shift_mm: Largest correction along each axis.
         optimizer: Makes the optimiser from the parameters.
         lr_decay: Learning rate at the last step as a share of the first.
@@ -97,7 +99,7 @@ class PriorModule(PartialLabelModule):
         channels_last: bool = True,
     ) -> None:
         uses = set(use)
-        if len(uses & {"input", "bottleneck"}) > 1 or uses >= {"coordinates", "bottleneck"} or not uses:
+        if len(uses & {"input", "bottleneck"}) > 1 or uses >= {"coordinates", "bottleneck"}:
             raise UsageError(
                 f"model.init_args.use: {list(use)}: what a network sees enters in one place, as channels or below"
             )
@@ -169,10 +171,15 @@ class PriorModule(PartialLabelModule):
             made_of = self._made_of()
             self._load_coarse(self.start == "coarse" and not afresh)
             self.known = self._priors()
-            self.centres = self._training_centres()
-            if self.trainer.is_global_zero:
+            self.centres = self._training_centres() if self.use else {}
+            if self.trainer.is_global_zero and self.use:
                 annotated = {key: ~self.source.unknown_organs(key) for key in self.source.case_keys("fit")}
-                write_centres(self._folder / "centres.csv", annotated, self.organs, self.centres)
+                priors = zip(self.organs, self.known.priors, strict=True)
+                without = [organ for organ, prior in priors if prior is None]
+                if without:
+                    said = f"no prior of {', '.join(without)}: there is nothing to build it of"
+                    print(f"organseg: warning: {said}; the activation stays plain", file=sys.stderr)
+                write_centres(self._folder / "centres.csv", annotated, self.organs, self.centres, without)
                 publish_text(self._folder / "made_of.json", json.dumps(made_of, indent=1))
 
     @property
@@ -202,6 +209,8 @@ class PriorModule(PartialLabelModule):
         Raises:
             UsageError: If the other run has none, or on another grid.
         """
+        if not self.use:
+            return OrganPriors((None,) * len(self.organs), ((),) * len(self.organs), self.positioning.centring)
         if self.prior_checkpoint is None:
             return learned_priors(self.source.training_cases(), self.organs, self.positioning, self.bins)
         state = load_checkpoint(Path(self.prior_checkpoint))["state_dict"].get("_extra_state")
@@ -209,6 +218,11 @@ class PriorModule(PartialLabelModule):
             raise UsageError(f"model.init_args.prior: {self.prior_checkpoint}: holds no priors; train PriorModule")
         found = OrganPriors.from_state(state).of(self.organs)
         self._refuse_what_is_held_out(found)
+        if found.centring != self.positioning.centring:
+            raise UsageError(
+                f"model.init_args.prior: {self.prior_checkpoint}: its centring is {found.centring}, this run's is "
+                f"{self.positioning.centring}"
+            )
         spacings = {prior.spacing for prior in found.priors if prior is not None}
         if spacings != {self.positioning.grid.spacing}:
             raise UsageError(
@@ -338,6 +352,8 @@ class PriorModule(PartialLabelModule):
 
     def centres_of(self, case: WholeCase) -> NDArray[np.float32]:
         """[K, 3] mm: of a training case as it was trained with, of another one as the coarse model finds it."""
+        if not self.use:
+            return np.full((len(self.organs), 3), np.nan, dtype=np.float32)
         if case.key in self.centres:
             return self.centres[case.key]
         if self.position == "true":

@@ -70,20 +70,20 @@ def build_prior(masks: Sequence[NDArray[np.bool_]], bins: int = 5) -> NDArray[np
     return (sums / slices[:, None, None]).astype(np.float32)
 
 
-def smoothed(slices: NDArray[np.float32], sigma: Sequence[float], upwards: bool) -> NDArray[np.float32]:
+def smoothed(slices: NDArray[np.float32], sigma: Sequence[float]) -> NDArray[np.float32]:
     """A prior of few cases, blurred: what they have not shown is not impossible (ours).
 
     Args:
         slices: [dz, Hp, Wp], before it is divided into bins.
-        sigma: Standard deviation of the blur along each axis, in voxels (z, y, x); the box grows by two of them.
-        upwards: The box grows along z too. Not where slices share bins, which would then be of less organ.
+        sigma: Standard deviation of the blur along each axis, in voxels (z, y, x). The box grows by two of them in the
+            plane, but not along z: its lowest and highest bin would be of less organ.
 
     Returns:
-        float32 [dz', Hp', Wp'].
+        float32 [dz, Hp', Wp'].
     """
-    more = [int(np.ceil(2 * length)) * (axis > 0 or upwards) for axis, length in enumerate(sigma)]
+    more = [0, *(int(np.ceil(2 * length)) for length in sigma[1:])]
     padded = np.pad(slices, [(n, n) for n in more])
-    modes: list[Literal["constant", "nearest"]] = ["constant" if upwards else "nearest", "constant", "constant"]
+    modes: list[Literal["constant", "nearest"]] = ["nearest", "constant", "constant"]
     blurred: NDArray[np.float32] = ndimage.gaussian_filter(padded, sigma, mode=modes)
     return blurred
 

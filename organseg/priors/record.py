@@ -18,10 +18,12 @@ class OrganPriors:
     Attributes:
         priors: None where no case shows the organ.
         references: What coarse segmentations of the organ are moved onto.
+        centring: What the priors lie around: the middle of `boxes`, or where they fit best (`matched`).
     """
 
     priors: tuple[Prior | None, ...]
     references: tuple[tuple[Reference, ...], ...]
+    centring: str
 
     def cases_of(self, channel: int) -> set[str]:
         """Whose annotations of an organ went into its prior or its references."""
@@ -33,6 +35,7 @@ class OrganPriors:
         return {
             "priors": [None if prior is None else _prior_state(prior) for prior in self.priors],
             "references": [[_reference_state(reference) for reference in pool] for pool in self.references],
+            "centring": self.centring,
         }
 
     @classmethod
@@ -41,6 +44,7 @@ class OrganPriors:
         return cls(
             tuple(None if prior is None else _prior(prior) for prior in state["priors"]),
             tuple(tuple(_reference(reference) for reference in pool) for pool in state["references"]),
+            state["centring"],
         )
 
     def of(self, organs: Sequence[str]) -> "OrganPriors":
@@ -50,6 +54,7 @@ class OrganPriors:
         return OrganPriors(
             tuple(None if n is None else self.priors[n] for n in found),
             tuple(() if n is None else self.references[n] for n in found),
+            self.centring,
         )
 
 

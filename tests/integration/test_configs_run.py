@@ -52,12 +52,20 @@ def base_of(config: Path) -> Path | None:
     return includes[0] if includes[0] in EXPERIMENTS else None
 
 
-WITH_COARSE = [config for config in EXPERIMENTS if "coarse" in load_config(config)["model"]["init_args"]]
+def coarse_of(config: Path) -> Path | None:
+    """The experiment whose result it goes on from."""
+    coarse = load_config(config)["model"]["init_args"].get("coarse")
+    return config.with_name(f"{Path(coarse).parts[1]}.yaml") if coarse else None
+
+
+WITH_COARSE = [config for config in EXPERIMENTS if coarse_of(config)]
 """They go on from another experiment's result; test_stipple.py runs them."""
-VARIANTS = [config for config in EXPERIMENTS if base_of(config) and config not in WITH_COARSE]
+ROUND0 = [config for config in EXPERIMENTS if config.stem.endswith("_round0")]
+"""Shorter trainings of another experiment."""
+VARIANTS = [config for config in EXPERIMENTS if base_of(config) and config not in (*WITH_COARSE, *ROUND0)]
 
 
-OTHERS = sorted({*EXPERIMENTS} - {*VARIANTS} - {*WITH_COARSE})
+OTHERS = sorted({*EXPERIMENTS} - {*VARIANTS} - {*WITH_COARSE} - {*ROUND0})
 
 
 @pytest.mark.slow
@@ -109,10 +117,18 @@ def test_all_methods_have_the_same_number_of_steps(group: str, steps: int) -> No
         if not path.stem.startswith(group) or path.stem.endswith("_l"):
             continue
         rounds = whole.get("curriculum") or {"rounds": 0, "round_steps": 0}
-        # What goes on from a coarse model has the steps that are left where that is a round 0, as tools/relabelling.py
-        # arranges it; after a whole run of 2,700, as the configs name it, the coarse model is the comparison.
-        wanted = steps - 1500 if path in WITH_COARSE else steps
-        assert whole["trainer"]["max_steps"] + rounds["rounds"] * rounds["round_steps"] == wanted, path.stem
+        coarse = coarse_of(path)
+        before = load_config(coarse)["trainer"]["max_steps"] if coarse else 0
+        total = before + whole["trainer"]["max_steps"] + rounds["rounds"] * rounds["round_steps"]
+        assert total == (1500 if path in ROUND0 else steps), path.stem
+
+
+@pytest.mark.parametrize("config", ROUND0, ids=lambda path: path.stem)
+def test_a_round_0_is_its_experiment_for_fewer_steps(config: Path) -> None:
+    whole, base = load_config(config), load_config(config.with_name(config.name.replace("round0", "inerrant0")))
+    assert (whole.pop("out"), whole["trainer"].pop("max_steps")) == (f"runs/{config.stem}", 1500)
+    assert base.pop("out") and base["trainer"].pop("max_steps") == 2700
+    assert whole == base
 
 
 def test_every_fragment_belongs_to_an_experiment_or_is_a_logger() -> None:
@@ -121,7 +137,7 @@ def test_every_fragment_belongs_to_an_experiment_or_is_a_logger() -> None:
         for path in EXPERIMENTS
         for part in yaml.safe_load(path.read_text()).get("include", [])
     }
-    alone = ("experiment", "logger", "ablation", "sweep")
+    alone = ("experiment", "logger", "ablation", "prior", "sweep")
     parts = {path.resolve() for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in alone}
     assert parts == used - set(EXPERIMENTS)
 
@@ -141,7 +157,8 @@ def test_a_variant_differs_in_the_methods_options_alone(config: Path) -> None:
 @pytest.mark.parametrize("config", WITH_COARSE, ids=lambda path: path.stem)
 def test_what_goes_on_from_a_coarse_model_names_one_of_the_same_data(config: Path) -> None:
     whole = load_config(config)
-    coarse = config.with_name(f"{Path(whole['model']['init_args']['coarse']).parts[1]}.yaml")
+    coarse = coarse_of(config)
+    assert coarse in ROUND0
     before = load_config(coarse)
     assert whole["model"]["init_args"]["coarse"] == f"{before['out']}/checkpoints/last.ckpt"
     assert whole["data"] == before["data"] and whole["seed"] == before["seed"]
@@ -170,6 +187,21 @@ def test_every_ablation_is_another_network(name: str) -> None:
     else:
         assert shapes[0] != shapes[1]
     assert networks[1](torch.zeros(1, 1, 48, 40)).shape == (1, 3, 48, 40)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("prior/*.yaml")))
+def test_every_use_of_the_prior_is_another_method(name: str) -> None:
+    whole = load_config(CONFIGS / "experiment" / "btcv_30_stipple0.yaml")
+    varied = merge(whole, load_config(CONFIGS / "prior" / f"{name}.yaml"))
+    modules: list[Any] = [build_module(config["model"], ["liver", "spleen"]) for config in (whole, varied)]
+    seen = [(one.use, one.start, one.positioning, one.position, type(one.network)) for one in modules]
+    assert seen[0] != seen[1]
+    assert [v.shape for v in modules[0].coarse.state_dict().values()] == [
+        v.shape for v in modules[1].coarse.state_dict().values()
+    ]
+    assert varied["model"]["init_args"]["network"]["class_path"].endswith(
+        "UTransformer" if name == "utransformer" else "UNet"
+    )
 
 
 @pytest.mark.slow

@@ -91,8 +91,9 @@ def test_pictures_of_the_priors(runs: Path, toy: Path) -> None:
 @pytest.mark.slow
 def test_the_tables_of_its_parts(runs: Path, toy: Path) -> None:
     words = ("--cache", toy / "cache", "--out", runs.parents[2], "--dataset", "phantom")
-    shown = run_tool("stipple", *words, "--bins", "all", "--positions", "naive", "--trainer.max_steps=2", *TOY)
-    for variant in ("round0", "stipple0", "stipple", "bins_all", "naive"):
+    shown = run_tool("stipple", *words, "--bins", "all", "--trainer.max_steps=2", *TOY)
+    trained = ("round0", "stipple0", "stipple", "bins_all", "boxes")
+    for variant in (*trained, "boxes_naive", "boxes_true", "stipple0_true"):
         assert f"{variant} |" in shown
     assert "| organ | naive | aligned | matched |" in shown
     picture = runs / "picture.png"
@@ -107,6 +108,24 @@ def test_the_tables_of_its_parts(runs: Path, toy: Path) -> None:
     )
     for few, many in zip(five, every, strict=True):
         assert len(few["probs"]) == 5 and len(many["probs"]) == round(many["box_mm"][0] / many["spacing"][0])
+
+
+def test_what_is_trained_on_without_a_prior_differs_in_that_alone(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    from relabelling import Run
+
+    for without, method in (("plain0", "stipple0"), ("plain", "stipple")):
+        for share in (30, 10):  # there is no phantom_10: its configs are those of 30 with another share
+            words = [
+                Run(Path("out"), "phantom", share, 1, name).fit_words(tmp_path, 1500, ["--curriculum.rounds=1"])
+                for name in (without, method)
+            ]
+            for each, name in zip(words, (without, method), strict=True):
+                each[each.index("--out") + 1] = each[each.index("--out") + 1].removesuffix(name)
+                assert Path(each[1]).name == f"phantom_30_{method}.yaml"
+                assert each.count("--data.init_args.label_share") == (share == 10)
+            at = words[0].index("--model.init_args.use")
+            assert words[0][at + 1] == "[]" and words[0][:at] + words[0][at + 2 :] == words[1]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """STIPPLE in the method: positions, two passes, what checkpoints carry, what must not be known (METHOD.md 2)."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -17,7 +18,7 @@ from organseg.errors import IntegrityError, Interrupted, UsageError
 from organseg.methods import PartialLabelModule, PriorModule
 from organseg.methods.ensemble import Ensemble, moved
 from organseg.methods.organ_positions import Positioning, PriorGrid, learned_priors, true_centres
-from organseg.networks import NNUNet, UNet
+from organseg.networks import NNUNet, UNet, UTransformer
 from organseg.priors import positions
 from organseg.processes import STOP
 from organseg.runtime.checkpoint_io import save_checkpoint
@@ -250,6 +251,20 @@ def test_other_places_of_the_prior(use, coarse, cache, tmp_path):
     assert probs.shape == (4, 4, 32, 32) and probs.isfinite().all() and not torch.equal(probs, moved)
 
 
+def test_without_any_use_it_is_the_coarse_model_trained_on(coarse, cache, tmp_path):
+    """The same steps as PartialLabelModule makes from the coarse model's weights on, bit by bit."""
+    module, plain = method(coarse, use=[]), PartialLabelModule(ORGANS, small)
+    plain.load_state_dict(torch.load(coarse, weights_only=True)["state_dict"])
+    for one in (module, plain):
+        torch.manual_seed(1)
+        trainer(tmp_path).fit(one, data_of(cache))
+        one.eval().trainer = trainer(tmp_path)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value), name
+    case = replace(data_of(cache).training_cases()[0], key="other/scan")
+    assert np.array_equal(module.segment(case), plain.segment(case))
+
+
 def test_coordinates_are_decimetres_from_the_middle_of_what_was_found(fitted):
     view: View = {
         "image": torch.zeros(2, 1, 3, 3),
@@ -274,6 +289,9 @@ def test_priors_of_another_run(fitted, coarse, cache, tmp_path):
     wrong = method(coarse, prior=tmp_path / "prior.ckpt", working_spacing=(5.0, 5.0, 5.0))
     with pytest.raises(UsageError, match="working_spacing"):
         trainer(tmp_path / "wrong").fit(wrong, data_of(cache))
+    boxes = method(coarse, prior=tmp_path / "prior.ckpt", centring="matched")
+    with pytest.raises(UsageError, match="its centring is boxes, this run's is matched"):
+        trainer(tmp_path / "wrong").fit(boxes, data_of(cache))
     # Of another fold, and of labels that are hidden here.
     for options in ({"fold": 1, "seed": 3}, {"label_share": 1.0}):
         theirs = data_of(cache, **options)
@@ -284,6 +302,16 @@ def test_priors_of_another_run(fitted, coarse, cache, tmp_path):
             trainer(tmp_path / "leak").fit(method(coarse, prior=tmp_path / "leak.ckpt"), data_of(cache))
     with pytest.raises(UsageError, match="holds no priors"):
         trainer(tmp_path / "none").fit(method(coarse, prior=coarse), data_of(cache))
+
+
+def test_organs_that_another_run_has_no_prior_of_are_said(fitted, coarse, cache, tmp_path, capfd):
+    known = fitted[0].known
+    state = replace(known, priors=(None, *known.priors[1:])).to_state()
+    save_checkpoint({"state_dict": {"_extra_state": {**state, "centres": {}}}}, tmp_path / "prior.ckpt")
+    trainer(tmp_path).fit(method(coarse, prior=tmp_path / "prior.ckpt"), data_of(cache))
+    assert f"no prior of {ORGANS[0]}:" in capfd.readouterr().err
+    rows = [line.split(",")[1:3] for line in (tmp_path / "prior" / "centres.csv").read_text().splitlines()[1:]]
+    assert all((source == "no prior") == (organ == ORGANS[0]) for organ, source in rows)
 
 
 def test_a_coarse_model_that_may_know_more_is_refused(cache, tmp_path):
@@ -350,8 +378,12 @@ def test_members_of_an_ensemble_look_for_the_organs_themselves(fitted, coarse, t
     [
         ({"bins": 0}, "bins 0"), ({"floor": 0.0}, "floor 0"), ({"references": 0}, "references 0"),
         ({"working_spacing": (3.0, float("nan"), 2.0)}, "working_spacing"), ({"max_shift_mm": -1.0}, "max_shift_mm"),
-        ({"use": []}, "one place"), ({"use": ["input", "bottleneck"]}, "one place"),
+        ({"use": ["input", "bottleneck"]}, "one place"),
         ({"coarse_network": small}, "start: scratch"),
+        ({"network": partial(UNet, depth=1)}, "depth >= 2"),
+        ({"network": partial(UTransformer, width=4, depth=3, levels=2, heads=3)}, "equally by 3 heads"),
+        ({"coarse_network": partial(UNet, depth=1), "start": "scratch"}, "depth >= 2"),
+        ({"network": NNUNet, "use": ["bottleneck"]}, "maps enter at the bottleneck"),
     ],
 )  # fmt: skip
 def test_impossible_options_are_refused(options, found):
