@@ -38,7 +38,7 @@ type: venv ## mypy, strict
 	$(BIN)/mypy
 
 bench: venv ## Hot paths against peers, as ratios
-	$(BIN)/python tools/bench/metrics.py && $(BIN)/python tools/bench/training.py && $(BIN)/python tools/bench/cache.py && $(BIN)/python tools/bench/prediction.py && $(BIN)/python tools/bench/relabelling.py && $(BIN)/python tools/bench/attention.py && $(BIN)/python tools/bench/priors.py
+	$(BIN)/python tools/bench/metrics.py && $(BIN)/python tools/bench/training.py && $(BIN)/python tools/bench/cache.py && $(BIN)/python tools/bench/prediction.py && $(BIN)/python tools/bench/windows.py && $(BIN)/python tools/bench/relabelling.py && $(BIN)/python tools/bench/attention.py && $(BIN)/python tools/bench/priors.py
 
 clean: ## Remove what the targets above made
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache

@@ -154,8 +154,9 @@ def marginal_loss(
 
     Where a case does not annotate every organ, a voxel without a label may be background or any organ that the case
     leaves out: their probabilities count together (the marginal of Shi et al., Marginal loss and exclusion loss for
-    partially supervised multi-organ segmentation, MedIA 2021). With every organ annotated it is the plain loss. The
-    Dice of each organ is taken where its truth is known, as in `partial_label_loss`.
+    partially supervised multi-organ segmentation, MedIA 2021). The mean is over the voxels of which something is known:
+    where every channel is possible there is nothing to learn. With every organ annotated it is the plain loss. The Dice
+    of each organ is taken where its truth is known, as in `partial_label_loss`.
 
     Args:
         logits: [B, K + 1, *S], channel 0 the background; computed in fp32 whatever their type.
@@ -181,9 +182,9 @@ def marginal_loss(
         organs = one_hot(label, annotated.shape[1])
         ambiguous = (label == 0).unsqueeze(1) & ~annotated.view(*annotated.shape, *(1,) * (label.ndim - 1))
         possible = torch.cat([(label == 0).unsqueeze(1), organs | ambiguous], dim=1)
-        known = label != IGNORE
         # Where the label is ignored nothing is possible, and log 0 must not meet the gradient.
-        possible = possible | ~known.unsqueeze(1)
+        possible = possible | (label == IGNORE).unsqueeze(1)
+        known = ~possible.all(1)
         entropy = logits.logsumexp(1) - logits.masked_fill(~possible, -torch.inf).logsumexp(1)
         sums = [(entropy * known).sum(), known.sum().float()]
         weight = ambiguity_map(label, annotated).float()
@@ -202,6 +203,7 @@ def deep_supervision(loss: Callable[[Tensor, Batch], Tensor]) -> Callable[[Tenso
     """A loss of logits at several resolutions, from a loss of logits at one (Isensee et al., 2021).
 
     Each coarser output has half the weight of the one before, and labels of the nearest voxels; the weights sum to 1.
+    Logits of a padded image are larger than the labels: what lies beyond the image is ignored.
 
     Args:
         loss: Of logits [B, C, *S] and a batch with labels [B, *S].
@@ -213,6 +215,7 @@ def deep_supervision(loss: Callable[[Tensor, Batch], Tensor]) -> Callable[[Tenso
     def supervised(outputs: Tensor | list[Tensor], batch: Batch) -> Tensor:
         if isinstance(outputs, Tensor):
             return loss(outputs, batch)
+        batch = _padded(batch, outputs[0].shape[2:])
         weights = [0.5**level for level in range(len(outputs))]
         terms = [
             weight * loss(logits, coarser(batch, logits.shape[2:]))
@@ -221,6 +224,13 @@ def deep_supervision(loss: Callable[[Tensor, Batch], Tensor]) -> Callable[[Tenso
         return torch.stack(terms).sum() / sum(weights)
 
     return supervised
+
+
+def _padded(batch: Batch, size: Sequence[int]) -> Batch:
+    """The batch with labels [B, *size], `IGNORE` after the last index of each axis."""
+    label = batch["label"]
+    missing = [want - have for have, want in zip(label.shape[1:], size, strict=True)]
+    return {**batch, "label": F.pad(label, [side for n in reversed(missing) for side in (0, n)], value=IGNORE)}
 
 
 def coarser(batch: Batch, size: Sequence[int]) -> Batch:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from organseg.batch import IGNORE
 from organseg.losses import coarser, deep_supervision, marginal_loss
 
 L2 = log(2)
@@ -52,6 +53,18 @@ def test_ignored_voxels_count_for_nothing(dice):
     whole = marginal_loss(logits, label, torch.tensor([[True, False]]), dice=dice)
     kept = marginal_loss(logits[..., [0, 1, 3]], label[:, [0, 1, 3]], torch.tensor([[True, False]]), dice=dice)
     assert whole.item() == pytest.approx(kept.item())
+
+
+@pytest.mark.parametrize("dice", [0.0, 1.0])
+def test_a_case_that_annotates_nothing_changes_nothing(dice):
+    torch.manual_seed(0)
+    logits, label = torch.randn(3, 3, 7), torch.randint(0, 3, (3, 7)).byte()
+    annotated = torch.tensor([[True, True], [True, False], [False, False]])
+    label[2] = 0
+    without = marginal_loss(logits[:2], label[:2], annotated[:2], dice=dice)
+    assert marginal_loss(logits, label, annotated, dice=dice).item() == pytest.approx(without.item(), rel=1e-6)
+    label[2, 0] = 1  # a pseudo-label: there something is known
+    assert abs(marginal_loss(logits, label, annotated, dice=dice) - without) > 1e-3
 
 
 def test_all_annotated_is_cross_entropy():
@@ -114,6 +127,29 @@ def test_deep_supervision_weighs_coarser_levels_half():
     assert sizes == [(1, 4, 4), (1, 2, 2), (1, 1, 1)]
     assert found.item() == pytest.approx((4 + 2 / 2 + 1 / 4) / (1 + 1 / 2 + 1 / 4))
     assert deep_supervision(loss)(outputs[0], batch_of(label)).item() == 4
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_deep_supervision_ignores_what_lies_beyond_the_image(dims):
+    size, padded = (5, 3, 6)[:dims], (8, 4, 8)[:dims]
+    label = torch.ones(1, *size, dtype=torch.uint8)
+    outputs = [torch.randn(1, 2, *(n // stride for n in padded)).requires_grad_() for stride in (1, 2, 4)]
+    seen = []
+
+    def loss(logits, batch):
+        seen.append((batch["label"], batch["index_to_mm"]))
+        return marginal_loss(logits, batch["label"], torch.tensor([[True]]))
+
+    deep_supervision(loss)(outputs, batch_of(label)).backward()
+    for (coarse, index_to_mm), logits, stride in zip(seen, outputs, (1, 2, 4), strict=True):
+        # A coarse voxel is known where its middle, rounded up, lies in the image: 5 pixels of 8 are 5, 2 and 1 voxels.
+        known = [len(range(stride // 2, n, stride)) for n in size]
+        expected = torch.full_like(coarse, IGNORE)
+        expected[(slice(None), *map(slice, known))] = 1
+        assert torch.equal(coarse, expected)
+        assert torch.equal(logits.grad[0].abs().sum(0) != 0, coarse[0] == 1)
+        assert index_to_mm[0].diagonal()[3 - dims : 3].tolist() == [stride] * dims
+        assert index_to_mm[0, 3 - dims : 3, 3].tolist() == [(stride - 1) / 2] * dims
 
 
 def test_a_coarser_batch_has_the_nearest_labels_and_the_same_places():

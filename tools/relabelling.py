@@ -4,7 +4,8 @@ Every method of a share and seed has the same folds, hidden labels and number of
 share one round 0, which is also the coarse model of STIPPLE and what it goes on from. Each step is the command that a
 user would type; what is finished is skipped and what was stopped goes on, so that the script can be run again and
 again, with `--minutes` for as long as there is time. Tables are made of what is finished, and of what `results.csv` and
-`rounds.csv` in `--tables` have of runs that are gone: mean and standard deviation over the seeds, in Markdown.
+`rounds.csv` in `--tables` have of runs that are gone: mean and standard deviation over the seeds, in Markdown. Finished
+runs that differ in more than the method, or in the sum of their steps, are refused.
 
 Usage: python tools/relabelling.py --cache cache --out runs/relabelling --shares 30 10 --seeds 0 1 2 --minutes 100
 Options that it does not know, as --option=value, go to every `fit`; those of the curriculum where there is one.
@@ -20,6 +21,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from compared import refuse_unequal_methods
+
+from organseg.errors import OrgansegError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
 METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis", "naive", "stipple0", "stipple",
@@ -227,6 +232,12 @@ def main() -> None:
     runs = list(plan(arguments))
     if arguments.minutes > 0:
         work(runs, arguments, more)
+    for place in dict.fromkeys(run.folder.parent for run in runs):
+        finished = [run.folder for run in runs if run.folder.parent == place and run.summary.exists()]
+        try:
+            refuse_unequal_methods(finished, place / ROUND0)
+        except OrgansegError as error:
+            parser.exit(error.exit_code, f"relabelling: {error}\n")
     tables.mkdir(parents=True, exist_ok=True)
     show_scores(runs, tables)
     show_rounds(runs, tables)

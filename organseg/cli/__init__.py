@@ -105,7 +105,11 @@ def _add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     planner.add_argument("--dims", type=int, choices=(2, 3), default=3)
     planner.add_argument("--memory_gb", type=float, default=8.0, help="that a training step may take")
     planner.add_argument("--width", type=int, default=32, help="channels of the first level")
+    planner.add_argument("--residual", action="store_true", help="with a residual encoder")
     planner.add_argument("--transformer", action="store_true", help="as the backbone of a U-Transformer")
+    planner.add_argument(
+        "--precision", choices=("bf16-mixed", "32-true"), default="bf16-mixed", help="of the training (%(default)s)"
+    )
     planner.add_argument("--out", help="the config to write (default: show it)")
 
     phantom = commands.add_parser("phantom", help="make a synthetic cohort to try things on")

@@ -1,9 +1,9 @@
 """`organseg report RUN attention | receptive-field | prior`: what a trained network looks at, and what it was told."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import lightning as L
 import numpy as np
@@ -22,14 +22,12 @@ from organseg.files import publish
 from organseg.methods import PriorModule
 from organseg.methods.base import SegmentationModule
 from organseg.networks.receptive_field import effective_receptive_field, theoretical_receptive_field
-from organseg.report import case_file, read_config
+from organseg.report import cache_folder, case_file, read_config
 from organseg.report.attention import attention_maps, draw_attention, draw_receptive_field, padded_size
 from organseg.report.figures import png
 from organseg.report.priors import draw_placed, draw_priors
 from organseg.report.views import Slice, busiest, window_of
-
-FIELD_SIZE = (256, 256)
-"""Of the random inputs of a 2D network."""
+from organseg.volumes import Normalisation
 
 
 def attention(arguments: Namespace) -> Path:
@@ -47,23 +45,41 @@ def attention(arguments: Namespace) -> Path:
     arrays, spacing = cached.arrays(), cached.header.spacing
     voxel = _voxel(arguments.voxel, arrays.label, len(cached.header.organs))
     normalised = module.preprocessing.normalisation_of(arrays.image)
-    shape, patch = np.array(arrays.image.shape), module.preprocessing.window
-    size = np.minimum(shape, patch) if patch else np.array([1, *shape[1:]])
-    start = patch_start(voxel, size, shape)
-    part = tuple(slice(low, low + n) for low, n in zip(start, size, strict=True))
-    seen = torch.from_numpy(normalised(arrays.image[part]))
-    image = seen[None, None] if patch else seen[None]
-    place = [int(index) for index in voxel - start][-module.dims :]
-    maps = attention_maps(module.network, image, place)
+    part, place = seen_around(arrays.image, voxel, module.preprocessing.window, normalised)
+    image = torch.from_numpy(normalised(part))[None]
+    image = image if module.dims == 2 else image[None]
+    maps = attention_maps(module.network, image, place[-module.dims :])
     if not maps:
         raise UsageError(f"{run}: its network has no attention; train one, for example btcv_100_utransformer")
     z, y, x = (int(index) for index in voxel)
-    view = Slice(
-        f"{arguments.case}\nvoxel z {z}, y {y}, x {x}", "A", arrays.image[z][part[1:]], (spacing[1], spacing[2])
-    )
+    view = Slice(f"{arguments.case}\nvoxel z {z}, y {y}, x {x}", "A", part[place[0]], (spacing[1], spacing[2]))
     window = window_of(arrays.image, cached.header.modality)
-    figure = draw_attention(view, window, place, padded_size(module.network, image.shape[2:]), maps)
+    figure = draw_attention(view, window, place[-module.dims :], padded_size(module.network, image.shape[2:]), maps)
     return _write(run, f"attention_{arguments.case.replace('/', '_')}_{z}_{y}_{x}.png", figure)
+
+
+def seen_around(
+    image: NDArray[Any], voxel: NDArray[np.int64], window: Sequence[int] | None, normalisation: Normalisation
+) -> tuple[NDArray[Any], list[int]]:
+    """What the network is shown of a case around a voxel: its slice, or a patch, with air where the case is shorter.
+
+    Args:
+        image: [Z, Y, X], not normalised.
+        voxel: [3] index in it.
+        window: [Z, Y, X] of the patch, or None for the slice.
+        normalisation: Of the case; it says what air is.
+
+    Returns:
+        [D, H, W] likewise, and the voxel's index in it.
+    """
+    shape = np.array(image.shape)
+    size = np.array(window or (1, *shape[1:]))
+    start = patch_start(voxel, size, shape)
+    low, high = np.maximum(start, 0), np.minimum(start + size, shape)
+    inside = image[tuple(map(slice, low, high))]
+    around = np.stack([low - start, start + size - high], axis=1)
+    air = np.floor(normalisation.window[0])
+    return np.pad(inside, around, constant_values=air), [int(index) for index in voxel - start]
 
 
 def _voxel(given: Sequence[int] | None, label: NDArray[np.uint8], organs: int) -> NDArray[np.int64]:
@@ -82,14 +98,33 @@ def _voxel(given: Sequence[int] | None, label: NDArray[np.uint8], organs: int) -
 def receptive_field(arguments: Namespace) -> Path:
     """Draw what the middle of the bottleneck sees; returns the picture's path."""
     run = Path(arguments.run)
-    read_config(run)
+    config = read_config(run)
     module = _seeing_images(run)
-    size = module.preprocessing.window or FIELD_SIZE
+    size = _trained_size(run, config, module)
     name = _bottom(module.network)
     effective = effective_receptive_field(module.network, module.network.get_submodule(name), size)
     theoretical = theoretical_receptive_field(module.network, name, size)
-    title = f"{run.resolve().name}: the middle of the bottleneck, 20 random inputs"
+    shape = " x ".join(map(str, size))
+    title = f"{run.resolve().name}: the middle of the bottleneck, 20 random inputs of {shape}"
     return _write(run, "receptive_field.png", draw_receptive_field(effective, theoretical, title))
+
+
+def _trained_size(run: Path, config: Mapping[str, Any], module: SegmentationModule) -> Sequence[int]:
+    """Of what the network was trained on: its patches, or slices; of the first case where each has its own size."""
+    preprocessing = module.preprocessing
+    if preprocessing.window:
+        return preprocessing.window
+    if preprocessing.grid.size:
+        return (preprocessing.grid.size, preprocessing.grid.size)
+    cache = cache_folder(run, config)
+    names = config["data"]["init_args"].get("datasets") or ["*"]
+    cases = [path for name in names for path in cache.glob(f"{name}/*.h5")]
+    if not cases:
+        raise UsageError(
+            f"{cache}: found no case of the run's data sets, whose slices say how large its inputs were; put the cache "
+            f"back, or correct data.init_args.cache of {run / 'config.yaml'}"
+        )
+    return CachedCase(min(cases)).shape[1:]
 
 
 def _seeing_images(run: Path) -> SegmentationModule:
@@ -144,7 +179,8 @@ def prior(arguments: Namespace) -> Path:
             lookup[value] = [found.organ for found in priors].index(organ) + 1
     window = window_of(arrays.image, header.modality)
     source = "as it was trained with" if arguments.case in module.centres else "as the coarse model finds it"
-    title = f"{run.resolve().name}, {arguments.case}, {source}; the outline is the annotation"
+    outline = "the outline is what the data set annotates, also where that was hidden from the run"
+    title = f"{run.resolve().name}, {arguments.case}, {source}; {outline}"
     label = lookup[arrays.label]
     figure = draw_placed(priors, module.floor, centres, arrays.image, header.spacing, window, label, title)
     return _write(run, f"prior_{arguments.case.replace('/', '_')}.png", figure)

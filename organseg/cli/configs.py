@@ -4,6 +4,8 @@ An experiment names its parts, `include: [../data/btcv.yaml, ../network/unet_s.y
 says so); later parts and the file itself win. Several `--config` compose the same way.
 """
 
+import copy
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from organseg.errors import UsageError
 from organseg.strict_yaml import read_yaml
 
 MAX_INCLUDES = 8
+_OPTIONS = "init_args"
 
 
 def load_config(path: Path, depth: int = 0) -> dict[str, Any]:
@@ -39,10 +42,14 @@ def load_config(path: Path, depth: int = 0) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings merged, `over` wins; another `class_path` drops the init_args that belonged to the first."""
+    """Nested mappings merged, `over` wins; another `class_path` drops the init_args that belonged to the first.
+
+    Likewise another `backbone` drops the backbone's `options`.
+    """
     result = dict(base)
-    if "class_path" in over and over["class_path"] != base.get("class_path", over["class_path"]):
-        result.pop("init_args", None)
+    for owner, owned in (("class_path", "init_args"), ("backbone", "options")):
+        if owner in over and over[owner] != base.get(owner, over[owner]):
+            result.pop(owned, None)
     for key, value in over.items():
         before = result.get(key)
         result[key] = merge(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
@@ -63,4 +70,68 @@ def expand(argv: Sequence[str]) -> list[str]:
         if not path:
             raise UsageError("--config needs a file")
         config = merge(config, load_config(Path(path)))
+    rest = _keep_neighbours(rest, config)
     return [*rest[:1], f"--config={yaml.safe_dump(config)}", *rest[1:]] if config else rest
+
+
+def _keep_neighbours(words: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """Words that set a key of a mapping inside a mapping (`...network.options.norm`) as words that set the outer one.
+
+    The parser would replace the inner mapping by the one key; so what else the config and earlier words say is kept.
+    """
+    state = copy.deepcopy(dict(config))
+    kept: list[str] = []
+    arguments = iter(words)
+    for argument in arguments:
+        kept.append(argument)
+        key, equals, value = argument.partition("=")
+        names = _full_name(state, key.removeprefix("--").split("."))
+        inside = names[::-1].index(_OPTIONS) if _OPTIONS in names else 0
+        if not key.startswith("--") or not inside:
+            continue
+        if not equals:
+            following = next(arguments, None)
+            if following is None:
+                break
+            value = following
+            kept.append(value)
+        _set(state, names, _typed(value))
+        if inside > 2:
+            outer = names[: 1 - inside]
+            whole = yaml.safe_dump(_at(state, outer), default_flow_style=True, width=math.inf).strip()
+            kept[-1 if equals else -2 :] = [f"--{'.'.join(outer)}={whole}"]
+    return kept
+
+
+def _full_name(config: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The names of an option with `init_args` where the command line may leave it out."""
+    full: list[str] = []
+    for name in names:
+        here = _at(config, full)
+        if isinstance(here, Mapping) and "class_path" in here and name not in ("class_path", _OPTIONS):
+            full.append(_OPTIONS)
+        full.append(name)
+    return full
+
+
+def _at(config: Mapping[str, Any], names: Sequence[str]) -> Any:
+    value: Any = config
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _set(config: dict[str, Any], names: Sequence[str], value: Any) -> None:
+    for name in names[:-1]:
+        if not isinstance(config.get(name), dict):
+            config[name] = {}
+        config = config[name]
+    config[names[-1]] = value
+
+
+def _typed(text: str) -> Any:
+    """A value of the command line as YAML has it."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # of a date that there is not
+        return text

@@ -73,6 +73,7 @@ def predict(arguments: Namespace) -> int:
     if not jobs:
         print(f"{out}: all {len(inputs)} outputs are made already")
         return 0
+    precision = affordable_precision(arguments.precision, arguments.accelerator)
     module = _module(paths, arguments.tta)
     labels = {k + 1: organ for k, organ in enumerate(module.organs)}
     publish_text(out / "labels.json", json.dumps(labels, indent=1))
@@ -80,7 +81,7 @@ def predict(arguments: Namespace) -> int:
     trainer = L.Trainer(
         accelerator=arguments.accelerator,
         devices=arguments.devices,
-        precision=affordable_precision(arguments.precision, arguments.accelerator),
+        precision=precision,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=sys.stdout.isatty(),

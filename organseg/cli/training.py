@@ -58,7 +58,8 @@ _DEFAULTS = {
 
 _PATIENTS = ("data.datasets", "data.test_datasets", "data.organs", "data.fold", "data.folds", "data.fold_seed")
 
-_NOT_THE_NETWORK = ("model.init_args.optimizer", "model.init_args.lr_decay", "model.init_args.position")
+_POSITION = "model.init_args.position"
+_NOT_THE_NETWORK = ("model.init_args.optimizer", "model.init_args.lr_decay", _POSITION)
 """Options of a method that a test may change: of its training, or where the organs of a test case are taken to be."""
 
 DATA = "data content"
@@ -306,20 +307,23 @@ class OrgansegCLI(LightningCLI):
         ]
         if differences:
             raise IntegrityError(f"{ckpt_path}: does not belong to this config\n  " + "\n  ".join(differences))
+        its_own = Path(ckpt_path).resolve().is_relative_to(self.run_folder.path.resolve())
+        if self.subcommand == "test" and its_own and record["identity"].get(_POSITION) != self.wanted.get(_POSITION):
+            raise UsageError(f"{_POSITION}: {self.wanted[_POSITION]} is no result of {self.run_folder.path}: add --out")
         if self.shard.count > 1:
             made_of = [__version__, verify_checkpoint(Path(ckpt_path)), self.wanted, datamodule.content_hash]
             datamodule.results = CaseResults(self.run_folder.path / "test", self.shard, made_of)
         stage(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
 
 
-def run_lightning(argv: Sequence[str]) -> int:
+def run_lightning(argv: Sequence[str], command: type[OrgansegCLI] = OrgansegCLI) -> int:
     """Run `fit`, `validate` or `test`; returns the exit code."""
     argv, trusted = _take_trusted(argv)
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=TRUSTED + trusted)
     keep_freed_memory()
     quieten()
     try:
-        OrgansegCLI(expand(argv))
+        command(expand(argv))
     except _Finished:
         print("organseg: this run is finished; nothing to do (--overwrite starts anew)")
     except Exception as error:

@@ -79,9 +79,9 @@ def _planes(
         assert held is not None
         for offset in range(following - z):
             yield held[offset] / (plane_sum * z_sum[z + offset])
-        left = held[following - z :].clone()
-        held[: len(left)] = left
-        held[len(left) :] = 0
+        for offset in range(following - z, depth):  # slice by slice: a copy of all would double what is held
+            held[offset - (following - z)] = held[offset]
+        held[depth - (following - z) :] = 0
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:

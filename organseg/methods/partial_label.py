@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from organseg.batch import Batch, View
 from organseg.losses import Balance, partial_label_loss
-from organseg.methods.base import NetworkFactory, SegmentationModule, adam
+from organseg.methods.base import NetworkFactory, SegmentationModule, adam, build_network
 from organseg.networks import UNet
 
 PRIOR = 0.01
@@ -54,7 +54,7 @@ class PartialLabelModule(SegmentationModule):
         dice: float = 1.0,
         channels_last: bool = True,
     ) -> None:
-        super().__init__(organs, network(1, len(organs)), optimizer, lr_decay, channels_last)
+        super().__init__(organs, build_network(network, 1, len(organs)), optimizer, lr_decay, channels_last)
         start_at_prior(self.network.head)
         for name, module in self.network.named_modules():
             if "coarse_heads." in name:

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from organseg.batch import Batch, View
-from organseg.errors import UsageError
 from organseg.losses import marginal_loss
-from organseg.methods.base import SegmentationModule, adam
+from organseg.methods.base import SegmentationModule, adam, build_network
 from organseg.networks import UTransformer
 
 
@@ -55,10 +54,11 @@ class TransformerModule(SegmentationModule):
             "heads": heads,
             "positional_encoding": positional_encoding,
         }
-        try:
-            built = UTransformer(1, len(organs) + 1, **attention, **(network or {}))
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"model.init_args: {error}") from error
+
+        def attending(in_channels: int, out_channels: int) -> nn.Module:
+            return UTransformer(in_channels, out_channels, **attention, **(network or {}))
+
+        built = build_network(attending, 1, len(organs) + 1)
         super().__init__(organs, built, optimizer, lr_decay, channels_last)
         self.dice = dice
 

@@ -88,8 +88,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     """The softmax inside `attend`: [B, H, N, d], [B, H, M, d] -> float32 [B, H, N, M], each row of N sums to 1."""
-    scores = query.float() @ key.float().transpose(-1, -2) / math.sqrt(query.shape[-1])
-    return scores.softmax(dim=-1)
+    with torch.autocast(query.device.type, enabled=False):  # it would round the scores, and float16 overflows
+        scores = query.float() @ key.float().transpose(-1, -2) / math.sqrt(query.shape[-1])
+        return scores.softmax(dim=-1)
 
 
 def _refuse_uneven(channels: int, heads: int) -> None:
@@ -213,6 +214,9 @@ class MultiHeadCrossAttention(nn.Module):
         super().__init__()
         _refuse_uneven(high, heads)
         _refuse_uneven(skip, heads)
+        if keys is not None and keys < 1:
+            msg = f"keys is {keys}; expected at least 1, or nothing for all"
+            raise ValueError(msg)
         self.heads = heads
         self.positional_encoding = positional_encoding
         self.keys = keys

@@ -1,9 +1,10 @@
 """Convolutions see patches, attention sees the whole volume (thesis, 6.2: the 'perfect solution').
 
 A volume is divided into patches. Each is encoded by itself; the deepest maps of all of them lie side by side and every
-token attends to all others, those of far patches too; then each patch is decoded by itself. In training nothing of a
-patch but its ends is kept: what is between is computed again for the gradient, so that the memory of the convolutions
-is that of one patch, however large the volume.
+token attends to all others, those of far patches too; then each patch is decoded by itself. Where the patches reach
+beyond the volume they are padded with its edge; tokens that see nothing else take no part in the attention. In training
+nothing of a patch but its ends is kept: what is between is computed again for the gradient, so that the memory of the
+convolutions is that of one patch, however large the volume.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -67,7 +68,8 @@ class HybridUNet(nn.Module):
         deepest = _assembled(
             [_cheaply(self._encoded, part) for part in _parts(whole, self.patch)], deep_size, deep_patch
         )
-        attended = self.bottom(deepest)
+        inside = [-(-n // stride) for n, stride in zip(image.shape[2:], self.unet.strides, strict=True)]
+        attended = pad_to_multiple(self.bottom(crop(deepest, inside)), deep_patch)
         parts = zip(_parts(whole, self.patch), _parts(attended, deep_patch), strict=True)
         decoded = [_cheaply(self._decoded, part, deep) for part, deep in parts]
         return crop(_assembled(decoded, whole.shape[2:], self.patch), image.shape[2:])

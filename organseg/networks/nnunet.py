@@ -30,7 +30,7 @@ class NNUNet(nn.Module):
         width: Channels of the first level, doubled at each up to 512 in 2D and 320 in 3D.
         depth: Levels, the bottom one included; ignored where `strides` are given.
         dims: 2 for slices, 3 for volumes.
-        strides: Of each level and axis, the first level's (usually 1) included; default: 1, then 2.
+        strides: Of each level and axis, the first level's (all 1) included; default: 1, then 2.
         kernels: Of each level and axis, odd; default: 3.
         residual: Residual blocks in the encoder, as many as `RESIDUAL_BLOCKS` says.
         deep_supervision: In training, logits of the coarser levels too (for `losses.deep_supervision`).
@@ -85,18 +85,12 @@ class NNUNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """[B, C, *S] -> logits [B, out_channels, *S].
 
-        In training with deep supervision: logits of all levels but the coarsest, finest first. A size that the strides
-        do not divide is then an error, since padding would move the coarser levels against the labels.
+        In training with deep supervision: logits of all levels but the coarsest, finest first, of the padded image,
+        since a coarse voxel may lie across the image's edge; `losses.deep_supervision` ignores what is beyond it.
         """
         if not (self.training and self.deep_supervision):
             logits: Tensor = self.head(self.features(image))
             return logits
-        size = tuple(image.shape[2:])
-        if any(n % stride for n, stride in zip(size, self.strides, strict=True)):
-            msg = (
-                f"deep supervision needs a size that {self.strides} divides, got {size}; choose another, or turn it off"
-            )
-            raise ValueError(msg)
         *coarse, finest = self._decoded(image)
         outputs = [head(level) for head, level in zip(self.coarse_heads, coarse[1:], strict=True)]
         return [self.head(finest), *reversed(outputs)]
@@ -162,10 +156,11 @@ def _check(dims: int, strides: Sequence[Axes], kernels: Sequence[Axes], width: i
     """Refuse sizes that no network has."""
     fits = dims in MAX_WIDTH and len(strides) >= 2 and len(kernels) == len(strides) and 1 <= width <= MAX_WIDTH[dims]
     fits = fits and all(len(level) == dims and min(level) >= 1 for level in (*strides, *kernels))
+    fits = fits and max(strides[0]) == 1
     if not fits or any(size % 2 == 0 for level in kernels for size in level):
         msg = (
-            "NNUNet needs dims 2 or 3, at least 2 levels, as many kernels as strides, a number for each axis, odd "
-            f"kernels and a width of 1 to {MAX_WIDTH.get(dims)}; "
+            "NNUNet needs dims 2 or 3, at least 2 levels, as many kernels as strides, a number for each axis, first "
+            f"strides of 1, odd kernels and a width of 1 to {MAX_WIDTH.get(dims)}; "
             f"got dims={dims}, strides={strides}, kernels={kernels}, width={width}"
         )
         raise ValueError(msg)

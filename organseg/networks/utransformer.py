@@ -60,6 +60,10 @@ class UTransformer(nn.Module):
         if backbone not in _BACKBONES:
             msg = f"backbone is {backbone!r}, expected one of {', '.join(_BACKBONES)}"
             raise ValueError(msg)
+        for part, present, option, given in (("mhsa", mhsa, "block", block), ("mhca", mhca, "keys", keys is not None)):
+            if given and not present:
+                msg = f"`{option}` is an option of `{part}`, which is off; leave it out, or set `{part}: true`"
+                raise ValueError(msg)
         self.backbone = _BACKBONES[backbone](
             in_channels, out_channels, width=width, depth=depth, dims=dims, **(options or {})
         )

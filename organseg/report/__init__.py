@@ -20,7 +20,7 @@ from organseg.report.views import chosen_cases, load_case
 from organseg.runtime.metrics_log import read_metrics
 from organseg.strict_yaml import read_yaml
 
-__all__ = ["case_file", "read_config", "write_report"]
+__all__ = ["cache_folder", "case_file", "read_config", "write_report"]
 
 _NAMES = ("curves", "organs", "overlay_best", "overlay_median", "overlay_worst", *ROUND_PICTURES)
 
@@ -135,7 +135,7 @@ def _overlays(run: Path, config: Mapping[str, Any], rows: Sequence[CaseRow], not
 def _rounds(run: Path, config: Mapping[str, Any], notes: list[str]) -> list[Section]:
     """What the relabelling rounds left; nothing for a run without rounds."""
     rounds = read_rounds(run, notes)
-    return [rounds_section(rounds, config, _cache(run, config), notes)] if rounds else []
+    return [rounds_section(rounds, config, cache_folder(run, config), notes)] if rounds else []
 
 
 def case_file(run: Path, config: Mapping[str, Any], case: str) -> Path:
@@ -144,7 +144,7 @@ def case_file(run: Path, config: Mapping[str, Any], case: str) -> Path:
     Raises:
         UsageError: If it is not there.
     """
-    cache = _cache(run, config)
+    cache = cache_folder(run, config)
     path = cache / f"{case}.h5"
     if not path.is_file():
         where = "" if cache.is_absolute() else f", looked for below {Path.cwd()}"
@@ -156,8 +156,12 @@ def case_file(run: Path, config: Mapping[str, Any], case: str) -> Path:
     return path
 
 
-def _cache(run: Path, config: Mapping[str, Any]) -> Path:
-    """The cache that the run was trained from."""
+def cache_folder(run: Path, config: Mapping[str, Any]) -> Path:
+    """The cache that the run was trained from.
+
+    Raises:
+        UsageError: If its config does not say.
+    """
     try:
         return Path(config["data"]["init_args"]["cache"])
     except (KeyError, TypeError) as error:

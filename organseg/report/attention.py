@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from organseg.networks import HybridUNet, MultiHeadCrossAttention, MultiHeadSelfAttention
+from organseg.networks import MultiHeadCrossAttention, MultiHeadSelfAttention
 from organseg.networks.receptive_field import field_size
 from organseg.report.figures import new_figure, shown
 from organseg.report.overlays import paint
@@ -72,10 +72,9 @@ def attention_maps(network: nn.Module, image: Tensor, voxel: Sequence[int]) -> l
 
 
 def padded_size(network: nn.Module, size: Sequence[int]) -> list[int]:
-    """Size of the image that the network computes with: its strides divide it."""
+    """Size of the image that the tokens of the network cover: its strides divide it."""
     inner: Any = next((part for name, part in network.named_children() if name in ("backbone", "unet")), network)
-    multiples: Sequence[int] = network.patch if isinstance(network, HybridUNet) else inner.strides
-    return [-(-n // multiple) * multiple for n, multiple in zip(size, multiples, strict=True)]
+    return [-(-n // stride) * stride for n, stride in zip(size, inner.strides, strict=True)]
 
 
 def draw_attention(

@@ -30,6 +30,8 @@ th:first-child, td:first-child { text-align: left; } .options td { text-align: l
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _COLUMNS = ("organ", "cases", "DSC %", "std", "DSC % without both empty", "NSD %", "HD95 mm", "ASD mm", "missed",
             "false positive", "both empty", "unknown")  # fmt: skip
+_ATTENTION = ("mhsa", "mhca", "levels", "heads", "positional_encoding")
+"""Options of chapter 5's method, by which its experiments differ."""
 _SHORT = {"missed": " missed", "false_positive": " false pos.", "both_empty": " both empty"}
 
 
@@ -148,9 +150,10 @@ def key_options(config: Mapping[str, Any], organs: Sequence[str]) -> list[tuple[
         "label share": at(*options, "label_share"),
         "fold": None if fold is None else f"{fold} (of {folds}, counted from 0)",
         "seed": at("seed"),
-        "method": _class(at("model")),
-        "network": _class(at("model", "init_args", "network")),
-        "optimiser": _class(at("model", "init_args", "optimizer"), "lr", "weight_decay"),
+        "method": _class(at("model"), ()),
+        "network": _described(at("model", "init_args", "network")) or None,
+        **{name.replace("_", " "): at("model", "init_args", name) for name in _ATTENTION},
+        "optimiser": _class(at("model", "init_args", "optimizer"), ("lr", "weight_decay")),
         "steps": at("trainer", "max_steps"),
         "rounds": at("curriculum", "rounds"),
         "steps of each round": at("curriculum", "round_steps"),
@@ -160,15 +163,26 @@ def key_options(config: Mapping[str, Any], organs: Sequence[str]) -> list[tuple[
     return [(name, _text(value)) for name, value in pairs.items() if value is not None]
 
 
-def _class(entry: Any, *options: str) -> str | None:
-    """`organseg.networks.UNet` and its options -> `UNet (width 16, depth 5)`; all plain options, or those named."""
+def _class(entry: Any, options: Sequence[str] | None = None) -> str | None:
+    """`organseg.networks.UNet` and its options -> `UNet (width 16, depth 5)`; all options, or those named."""
     if not isinstance(entry, Mapping) or "class_path" not in entry:
         return None
     given = entry.get("init_args") or {}
-    plain = [f"{key} {value}" for key, value in given.items() if key in options or not options]
-    nested = any(isinstance(value, Mapping) for value in given.values())
-    details = "" if nested or not plain else f" ({', '.join(plain)})"
-    return f"{str(entry['class_path']).rpartition('.')[2]}{details}"
+    details = _described({key: value for key, value in given.items() if options is None or key in options})
+    return f"{str(entry['class_path']).rpartition('.')[2]}{details and f' ({details})'}"
+
+
+def _described(value: Any) -> Any:
+    """Options and classes inside of one another as text, `backbone unet, options (norm batch)`; else the value."""
+    if not isinstance(value, Mapping):
+        return value
+    if "class_path" in value:
+        return _class(value)
+    inner = ((key, item, _described(item)) for key, item in value.items())
+    return ", ".join(
+        f"{key} ({text})" if isinstance(item, Mapping) and "class_path" not in item else f"{key} {text}"
+        for key, item, text in inner
+    )
 
 
 def _text(value: Any) -> str:

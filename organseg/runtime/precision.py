@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 
+from organseg.errors import UsageError
+
 BF16 = "bf16-mixed"
 FP32 = "32-true"
+_FP16 = ("16", "16-mixed", "16-true")
 
 
 def affordable_precision(precision: Any, accelerator: Any) -> Any:
@@ -21,8 +24,15 @@ def affordable_precision(precision: Any, accelerator: Any) -> Any:
     Args:
         precision: The trainer's option.
         accelerator: The trainer's option.
+
+    Raises:
+        UsageError: If it is float16 on a CPU, where Lightning would compute in something else without a word.
     """
     cpu = accelerator == "cpu" or (accelerator == "auto" and not _accelerated())
+    if cpu and str(precision) in _FP16:
+        raise UsageError(
+            f"precision: found {precision} on a CPU, expected one that a CPU trains in; take {BF16} or {FP32}"
+        )
     if precision != BF16 or not cpu or bf16_in_hardware():
         return precision
     if os.environ.get("LOCAL_RANK", "0") == "0":

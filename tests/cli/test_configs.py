@@ -1,10 +1,14 @@
 from pathlib import Path
+from typing import Any
 
+import jsonargparse
 import pytest
 import yaml
 
 from organseg.cli.configs import MAX_INCLUDES, expand, load_config, merge
+from organseg.cli.modules import TRUSTED
 from organseg.errors import UsageError
+from organseg.methods import TransformerModule
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -116,6 +120,18 @@ def test_another_class_inside_a_class_drops_only_its_own_options():
     }
 
 
+def test_another_backbone_drops_only_its_own_options():
+    base = {"heads": 2, "network": {"backbone": "unet", "width": 16, "options": {"norm_after": "convolution"}}}
+    for over, options in (
+        ({"backbone": "nnunet", "options": {"residual": True}}, {"residual": True}),
+        ({"backbone": "unet", "options": {"norm": "instance"}}, {"norm_after": "convolution", "norm": "instance"}),
+        ({"options": {"norm": "instance"}}, {"norm_after": "convolution", "norm": "instance"}),
+    ):
+        merged = merge(base, {"network": over})
+        assert merged["heads"] == 2 and merged["network"]["width"] == 16 and merged["network"]["options"] == options
+    assert "options" not in merge(base, {"network": {"backbone": "nnunet"}})["network"]
+
+
 def test_expand_replaces_files_by_one_text_behind_the_command(write):
     one, two = write("one.yaml", "a: {x: 1, y: 1}"), write("two.yaml", "a: {y: 2}\ntext: 'yes'\nnumber: 1e-3")
     words = expand(["fit", "--config", str(one), "--seed", "3", f"--config={two}", "--a.x", "7"])
@@ -128,6 +144,52 @@ def test_expand_replaces_files_by_one_text_behind_the_command(write):
 def test_expand_leaves_a_command_without_config_alone():
     assert expand(["fit", "--seed", "3"]) == ["fit", "--seed", "3"]
     assert expand([]) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["--model.init_args.network.options.norm=instance"], {"norm": "instance", "norm_after": "convolution"}),
+        (["--model.network.options.norm", "instance"], {"norm": "instance", "norm_after": "convolution"}),
+        (["--model.init_args.network.options.norm_after=null"], {"norm_after": None}),
+        (["--model.init_args.network.options.a.b=1e-3", "--model.network.options.a.c=[1, 2]"],
+         {"norm_after": "convolution", "a": {"b": 0.001, "c": [1, 2]}}),
+        # What sets all of the mapping still does.
+        (["--model.init_args.network.options={a: 1}", "--model.init_args.network.options.b=2"], {"a": 1, "b": 2}),
+        (["--model.init_args.network.options.b=2", "--model.init_args.network.options={a: 1}"], {"a": 1}),
+        (["--model.init_args.network.options={a: 1}"], {"a": 1}),
+        (["--model.init_args.network={width: 4}", "--model.init_args.network.options.b=2"], {"b": 2}),
+        (["--model.init_args.network.width=4", "--seed", "3"], {"norm_after": "convolution"}),
+    ],
+)  # fmt: skip
+def test_a_key_of_an_inner_mapping_keeps_its_neighbours(typed, expected):
+    """What the parser makes of the words: it replaces inner mappings."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--seed", type=int)
+    for name in ("out", "trainer", "data"):
+        parser.add_argument(f"--{name}", type=Any)
+    parser.add_subclass_arguments(TransformerModule, "model")
+    words = expand(["fit", "--config", str(CONFIGS / "experiment" / "btcv_100_utransformer.yaml"), *typed])
+    jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=TRUSTED)
+    given = parser.parse_args([*words[1:], "--model.organs=[liver]"])
+    assert given.model.init_args.network["options"] == expected
+
+
+def test_words_that_are_no_key_of_an_inner_mapping_stay_as_they_are(write):
+    text = (
+        "model: {class_path: M, init_args: {network: {class_path: N, init_args: {a: {b: 1}}}}}\ncurriculum: {x: {y: 1}}"
+    )
+    path = str(write("main.yaml", text))
+    words = ["--model.init_args.network.init_args.a.c=2", "--model.network.width", "4", "--curriculum.x.z=1", "--model",
+             "M", "--trainer.callbacks+=C", "--data.init_args.cache", "a: b: c", "--data.init_args.stage=2026-13-40",
+             "--data.init_args.fold"]  # fmt: skip
+    assert expand(["fit", "--config", path, *words])[2:] == words
+    assert expand(["fit", "--a.init_args.b.c.d=1", "--a.init_args.b.c.e=2"]) == [
+        "fit",
+        "--a.init_args.b={c: {d: 1}}",
+        "--a.init_args.b={c: {d: 1, e: 2}}",
+    ]
 
 
 @pytest.mark.parametrize("words", [["fit", "--config"], ["fit", "--config="]])

@@ -108,6 +108,16 @@ def test_what_is_held_does_not_grow_with_the_length_of_the_scan(monkeypatch):
     assert volumes == [(8, 4, 6, 5)] * 2
 
 
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.8])
+def test_what_is_held_is_not_copied_as_a_whole(monkeypatch, overlap):
+    copied = []
+    clone = torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda tensor: copied.append(tensor.ndim) or clone(tensor))
+    labels = np.random.default_rng(3).integers(0, 4, (23, 6, 5)).astype(np.int16)
+    preds = segment_windows(windowed(labels, (8, 4, 4)), one_hot, most, device=CPU, overlap=overlap)
+    assert (preds == labels).all() and 4 not in copied
+
+
 @pytest.mark.parametrize("window", [(4, 3, 5), (20, 16, 16)])
 def test_the_network_is_told_where_its_windows_lie(window):
     """Each voxel's value is its own index: what the network is told must say the same."""

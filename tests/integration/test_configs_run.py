@@ -15,6 +15,7 @@ from toy import TOY, organseg
 
 from organseg.cli.configs import load_config, merge
 from organseg.cli.modules import build_module
+from organseg.networks import MultiHeadCrossAttention, MultiHeadSelfAttention
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
@@ -172,20 +173,46 @@ def test_what_goes_on_from_a_coarse_model_names_one_of_the_same_data(config: Pat
     assert steps == plain["trainer"]["max_steps"], "with and without relabelling, the same number of steps"
 
 
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "finest_skip": {"gates": 4, "keys": {64}},
+    "heads_1": {"gates": 0, "heads": {1}, "keys": set()},
+    "heads_2": {"gates": 0, "heads": {2}, "keys": set()},
+    "heads_4": {"gates": 0, "heads": {4}, "keys": set()},
+    "mhca_level_1": {"bottom": "Identity", "gates": 1},
+    "mhca_level_1_without_positions": {"bottom": "Identity", "gates": 1, "positions": {False}},
+    "mhca_without_positions": {"bottom": "Identity", "positions": {False}},
+    "mhsa_without_positions": {"gates": 0, "positions": {False}, "keys": set()},
+    "nnunet": {"backbone": "NNUNet", "blocks": [1] * 5},
+    "residual_encoder": {"backbone": "NNUNet", "blocks": [1, 3, 4, 6, 6]},
+    "transformer_block": {"bottom": "TransformerBlock"},
+}
+"""What each of them changes of btcv_100_utransformer."""
+
+
+def described(network: Any) -> dict[str, Any]:
+    """Its parts and their options."""
+    attention = [
+        part for part in network.modules() if isinstance(part, MultiHeadSelfAttention | MultiHeadCrossAttention)
+    ]
+    gates = [gate for gate in network.backbone.gates if isinstance(gate, MultiHeadCrossAttention)]
+    return {
+        "backbone": type(network.backbone).__name__,
+        "blocks": [len(block) for block in network.backbone.encoder],
+        "bottom": type(network.backbone.bottom).__name__,
+        "gates": len(gates),
+        "heads": {part.heads for part in attention},
+        "positions": {part.positional_encoding for part in attention},
+        "keys": {gate.keys for gate in gates},
+    }
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("ablation/*.yaml")))
 def test_every_ablation_is_another_network(name: str) -> None:
     whole = load_config(CONFIGS / "experiment" / "btcv_100_utransformer.yaml")
     names = ["nnunet", name] if name == "residual_encoder" else [name]
     ablated = functools.reduce(merge, (load_config(CONFIGS / "ablation" / f"{name}.yaml") for name in names), whole)
     networks = [build_module(config["model"], ["liver", "spleen"]).network.eval() for config in (whole, ablated)]
-    shapes = [[(key, *value.shape) for key, value in network.state_dict().items()] for network in networks]
-    if name.startswith("heads"):
-        assert shapes[0] != shapes[1]  # without cross-attention
-        assert networks[1].backbone.bottom.heads == int(name[-1])
-    elif name == "mhca_without_positions":
-        assert not networks[1].backbone.gates[0].positional_encoding
-    else:
-        assert shapes[0] != shapes[1]
+    assert described(networks[1]) == {**described(networks[0]), **ABLATIONS[name]}
     assert networks[1](torch.zeros(1, 1, 48, 40)).shape == (1, 3, 48, 40)
 
 

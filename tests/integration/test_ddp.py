@@ -7,7 +7,10 @@ import pytest
 import torch
 from toy import TOY, organseg
 
-CONFIG = Path(__file__).parents[2] / "configs" / "experiment" / "phantom_30_inerrant0.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIG = CONFIGS / "experiment" / "phantom_30_inerrant0.yaml"
+UTRANSFORMER = CONFIGS / "experiment" / "btcv_100_utransformer.yaml"
+NNUNET = CONFIGS / "ablation" / "nnunet.yaml"
 TWO_RANKS = ("--trainer.devices=2", "--trainer.strategy=ddp")
 EXACT = (
     # BatchNorm sees one rank's share; plain SGD, since Adam turns rounding in tiny gradients into whole steps.
@@ -44,6 +47,25 @@ def test_two_ranks_train_and_test_as_one_process_does(toy: Path, tmp_path: Path)
             tables.append([(row["case"], row["organ"]) for row in csv.DictReader(file)])
     assert tables[0] == tables[1]
     assert len(set(tables[0])) == len(tables[0])
+
+
+@pytest.mark.slow
+def test_deep_supervision_and_attention_on_two_ranks(toy: Path, tmp_path: Path) -> None:
+    """nnU-Net's logits of several levels, each normalised over the ranks, are those of one process."""
+    options = ("--config", UTRANSFORMER, "--config", NNUNET, "--data.init_args.cache", toy / "cache", *TOY,
+               "--model.init_args.heads=2", "--trainer.max_steps=2", *EXACT[1:])  # fmt: skip
+    runs = {1: tmp_path / "one", 2: tmp_path / "two"}
+    for ranks, run in runs.items():
+        # Without the cross-attention's BatchNorm, whose statistics are of one rank's share.
+        organseg("fit", *options, "--out", run, "--model.init_args.mhca=false", *(TWO_RANKS if ranks == 2 else ()))
+    one, two = weights(runs[1]), weights(runs[2])
+    assert sum("coarse_heads" in name for name in one) == 4 and sum(".bottom." in name for name in one) == 8
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    organseg("fit", *options, "--out", tmp_path / "whole", *TWO_RANKS)
+    whole = weights(tmp_path / "whole")
+    assert all(tensor.isfinite().all() for tensor in whole.values())
+    assert any("gates" in name for name in whole)
 
 
 @pytest.mark.slow

@@ -62,6 +62,21 @@ def test_another_setup_is_refused_with_every_difference(finished: tuple[Path, li
     assert len(alone.stderr.splitlines()) == 2, "the error, and the one difference"
 
 
+def test_float16_on_a_cpu_is_refused_by_all_commands(
+    finished: tuple[Path, list[object]], toy: Path, tmp_path: Path
+) -> None:
+    run, command = finished
+    last = run / "checkpoints" / "last.ckpt"
+    test = ["test", "--config", run / "config.yaml", "--ckpt_path", last, "--out", tmp_path / "test"]
+    predict = ["predict", "--ckpt_path", last, "--input", toy / "phantoms" / "img", "--out", tmp_path / "out"]
+    for words in (
+        [*command, "--trainer.precision=16-mixed"],
+        [*test, "--trainer.precision=16-true"],
+        [*predict, "--precision=16-mixed", "--accelerator=cpu"],
+    ):
+        assert "on a CPU, expected one that a CPU trains in" in organseg(*words, check=2).stderr
+
+
 def test_overwrite_starts_anew(finished: tuple[Path, list[object]], tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)

@@ -27,9 +27,10 @@ def run_tool(name: str, *words: object) -> str:
 def runs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A coarse model, and STIPPLE without and with relabelling."""
     out = tmp_path_factory.mktemp("stipple") / "runs"
-    run_tool("relabelling", "--cache", toy / "cache", "--out", out, "--dataset", "phantom", "--shares", 30,
-             "--methods", "stipple0", "stipple", "--round0-steps", 60, "--trainer.max_steps=4",
-             "--curriculum.round_steps=4", *TOY)  # fmt: skip
+    words = ("relabelling", "--cache", toy / "cache", "--out", out, "--dataset", "phantom", "--shares", 30,
+             "--round0-steps", 60, *TOY)  # fmt: skip
+    run_tool(*words, "--methods", "stipple0", "--trainer.max_steps=8")
+    run_tool(*words, "--methods", "stipple", "--trainer.max_steps=4", "--curriculum.round_steps=4")
     return out / "phantom" / "30" / "seed0"
 
 
@@ -78,6 +79,16 @@ def test_prediction_needs_the_checkpoint_alone(runs: Path, toy: Path, tmp_path: 
     scan = toy / "phantoms" / "img" / "phantom_000.nii.gz"
     organseg("predict", "--ckpt_path", last, last, "--tta", "--input", scan, "--out", tmp_path / "out", cwd=tmp_path)
     assert nibabel.load(tmp_path / "out" / scan.name).shape == nibabel.load(scan).shape
+
+
+@pytest.mark.slow
+def test_other_positions_are_not_tested_into_the_run_s_own_results(runs: Path) -> None:
+    run = runs / "stipple0"
+    before = (run / "test" / "summary.csv").read_bytes()
+    done = organseg("test", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "last.ckpt",
+                    "--model.init_args.position=true", check=2)  # fmt: skip
+    assert "true is no result of" in done.stderr and "add --out" in done.stderr
+    assert (run / "test" / "summary.csv").read_bytes() == before
 
 
 @pytest.mark.slow

@@ -1,9 +1,14 @@
+from functools import partial
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 from organseg.batch import Batch
+from organseg.errors import UsageError
 from organseg.methods import PartialLabelModule
-from organseg.networks import NNUNet, UNet
+from organseg.methods.base import NetworkFactory
+from organseg.networks import NNUNet, UNet, UTransformer
 
 
 def small(in_channels: int, out_channels: int) -> nn.Module:
@@ -41,6 +46,19 @@ def test_an_organ_that_nobody_annotates_gets_no_gradient_unless_naive() -> None:
         head = module.network.head.weight.grad
         assert head[0].abs().sum() > 0
         assert (head[1].abs().sum() > 0) == naive
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (partial(UTransformer, width=4, depth=3, levels=2, heads=3), "16 channels cannot be shared equally by 3 heads"),
+        (partial(UNet, depth=1), "depth >= 2"),
+        (partial(UNet, widht=4), "widht"),
+    ],
+)
+def test_wrong_options_of_the_network_are_one_line_for_the_user(network: NetworkFactory, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"^model\.init_args: .*{message}"):
+        PartialLabelModule(["liver"], network)
 
 
 def test_training_starts_at_the_prior_at_every_level_of_deep_supervision() -> None:

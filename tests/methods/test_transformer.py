@@ -51,6 +51,8 @@ def test_an_unannotated_organ_is_never_background():
     ("options", "message"),
     [
         ({"heads": 3}, "cannot be shared equally by 3 heads"),
+        ({"network": {**NETWORK, "depth": 1}}, "depth >= 2"),
+        ({"mhsa": False, "network": {**NETWORK, "block": True}}, "`block` is an option of `mhsa`"),
         ({"network": {"widht": 4}}, "widht"),
         ({"network": {**NETWORK, "options": {"norm_after": "never", "nrom": 1}}}, "nrom"),
     ],

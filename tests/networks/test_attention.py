@@ -165,14 +165,25 @@ def test_heads_are_separate():
     assert changed.tolist() == [False, False, True, True, False, False, False, False]
 
 
-@pytest.mark.parametrize(("channels", "heads"), [(10, 4), (8, 0)])
-def test_heads_that_do_not_divide_are_refused(channels, heads):
-    for make in (
-        lambda: MultiHeadSelfAttention(channels, heads),
-        lambda: MultiHeadCrossAttention(2 * channels, channels, heads),
-    ):
-        with pytest.raises(ValueError, match=f"{channels}|{2 * channels} channels cannot be shared equally by {heads}"):
-            make()
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MultiHeadSelfAttention(10, 4), "10 channels cannot be shared equally by 4 heads"),
+        (lambda: MultiHeadSelfAttention(8, 0), "8 channels cannot be shared equally by 0 heads"),
+        (lambda: MultiHeadCrossAttention(20, 10, 4), "10 channels cannot be shared equally by 4 heads"),
+        (lambda: MultiHeadCrossAttention(10, 20, 4), "10 channels cannot be shared equally by 4 heads"),
+        (lambda: MultiHeadCrossAttention(16, 8, 0), "16 channels cannot be shared equally by 0 heads"),
+    ],
+)
+def test_heads_that_do_not_divide_are_refused(make, message):
+    with pytest.raises(ValueError, match=f"^{message}; choose a divisor"):
+        make()
+
+
+@pytest.mark.parametrize("keys", [0, -1])
+def test_at_least_one_key(keys):
+    with pytest.raises(ValueError, match=f"keys is {keys}; expected at least 1"):
+        cross_attention(keys=keys)
 
 
 def test_another_number_of_axes_is_refused():
@@ -225,6 +236,44 @@ def test_large_scores_do_not_overflow_half_precision():
     assert torch.isfinite(attend(query, query, query)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_are_those_of_fp32_inside_autocast(dtype):
+    torch.manual_seed(0)
+    query, key = 100 * torch.randn(1, 2, 5, 64), 100 * torch.randn(1, 2, 7, 64)  # scores beyond float16's largest
+    expected = attention_weights(query, key)
+    with torch.autocast("cpu", dtype):
+        found = attention_weights(query, key)
+        module = self_attention()
+        assert module.weights(maps()[0]).dtype == torch.float32
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+def kept_bytes(run) -> int:
+    """What autograd keeps of `run`."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes(), tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("value_width", [4, 8])
+def test_memory_grows_linearly_with_the_tokens(value_width):
+    def attended(tokens: int) -> int:
+        query, key = (torch.randn(1, 2, tokens, 8, requires_grad=True) for _ in range(2))
+        value = torch.randn(1, 2, tokens, value_width, requires_grad=True)
+        return kept_bytes(lambda: attend(query, key, value))
+
+    once, twice = attended(256), attended(512)
+    assert twice < 2.1 * once
+    # Query, key, value and result of 8 channels and a sum per query, for each of 2 heads: no 256 x 256 weights.
+    assert once <= 2 * 256 * (4 * 8 + 2) * 4
+
+
 def block() -> TransformerBlock:
     torch.manual_seed(0)
     return TransformerBlock(8, 2).eval()
@@ -238,6 +287,18 @@ def test_memory_format_and_compilation_change_nothing(make):
         assert torch.allclose(module(image.to(memory_format=torch.channels_last)), expected, atol=1e-6)
         compiled = torch.compile(module, backend="eager", fullgraph=True)
         assert torch.allclose(compiled(image), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dims", "keys"), [(2, None), (2, 6), (3, 6)])
+def test_compiled_cross_attention_has_the_same_gate_and_gradients(dims, keys):
+    module, inputs = cross_attention(dims=dims, keys=keys), maps(size=(4, 6, 2)[:dims])
+    compiled, found = torch.compile(module, backend="aot_eager", fullgraph=True), []
+    for one in (module, compiled):
+        module.zero_grad()
+        result = one(*inputs)
+        result.square().sum().backward()
+        found.append([result.detach(), *(parameter.grad.clone() for parameter in module.parameters())])
+    assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(*found, strict=True))
 
 
 def test_fewer_keys():

@@ -34,6 +34,16 @@ def test_one_patch_is_a_u_transformer(dims):
         assert torch.allclose(hybrid(image), plain(image), atol=1e-5)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_tokens_that_see_padding_alone_take_no_part(dims):
+    hybrid, sizes = small(dims), []
+    hybrid.bottom.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape[2:]))
+    image = torch.randn(1, 1, *(9, 20, 8)[:dims])  # patches of 8 voxels, tokens of 4
+    with torch.no_grad():
+        assert hybrid(image).shape[2:] == image.shape[2:]
+    assert sizes == [(3, 5, 2)[:dims]]
+
+
 def test_far_patches_are_seen_through_attention_alone():
     image = torch.randn(1, 1, 8, 8, 32, requires_grad=True)
     for hybrid, seen in ((small(), True), (small(), False)):

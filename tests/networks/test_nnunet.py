@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from organseg.batch import IGNORE
+from organseg.losses import deep_supervision, marginal_loss, partial_label_loss
 from organseg.networks import NNUNet
 from organseg.networks.nnunet import ResidualBlock
+from organseg.networks.unet import pad_to_multiple
 
 
 def small(**options) -> NNUNet:
@@ -58,9 +61,30 @@ def test_logits_of_several_levels_in_training_alone():
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
-def test_deep_supervision_refuses_a_size_that_would_be_padded():
-    with pytest.raises(ValueError, match=r"\[8, 8\] divides, got \(20, 24\)"):
-        small().train()(torch.randn(1, 1, 20, 24))
+@pytest.mark.parametrize(("size", "padded"), [((20, 13), (24, 16)), ((9, 12, 17), (16, 16, 24))])
+@pytest.mark.parametrize("loss", [partial_label_loss, marginal_loss])
+def test_any_size_is_trained_as_if_it_were_padded_and_the_padding_ignored(size, padded, loss):
+    network = small(dims=len(size)).train()
+    torch.manual_seed(1)
+    annotated = torch.ones(2, 3 - (loss is marginal_loss), dtype=torch.bool)
+    label = torch.randint(0, annotated.shape[1] + 1, (2, *size)).byte()
+    image = torch.randn(2, 1, *size)
+    whole = torch.full((2, *padded), IGNORE, dtype=torch.uint8)
+    whole[(slice(None), *map(slice, size))] = label
+
+    def step(seen, truth):
+        network.zero_grad()
+        batch = {"label": truth, "annotated": annotated, "index_to_mm": torch.eye(4).repeat(2, 1, 1)}
+        supervised = deep_supervision(lambda logits, batch: loss(logits, batch["label"], batch["annotated"]))
+        value = supervised(network(seen), batch)
+        value.backward()
+        return value.item(), [parameter.grad.clone() for parameter in network.parameters()]
+
+    found, gradients = step(image, label)
+    expected, theirs = step(pad_to_multiple(image, network.strides), whole)
+    assert found == expected > 0
+    assert all(torch.equal(*pair) for pair in zip(gradients, theirs, strict=True))
+    assert sum(gradient.abs().sum() for gradient in gradients) > 0
 
 
 @pytest.mark.parametrize(
@@ -72,6 +96,7 @@ def test_deep_supervision_refuses_a_size_that_would_be_padded():
         {"strides": [[1, 1], [2]]},
         {"kernels": [[3, 3]]},
         {"kernels": [[2, 3]] * 4},
+        {"strides": [[2, 1], [2, 2], [2, 2], [2, 2]]},
     ],
 )
 def test_impossible_sizes_are_refused(options):

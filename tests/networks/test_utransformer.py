@@ -1,11 +1,20 @@
 """METHOD.md 3.4: what is put where, and what that lets a network see."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from organseg.losses import partial_label_loss
-from organseg.networks import AttentionUNet, MultiHeadCrossAttention, TransformerBlock, UNet, UTransformer
+from organseg.losses import deep_supervision, partial_label_loss
+from organseg.networks import (
+    AttentionUNet,
+    MultiHeadCrossAttention,
+    MultiHeadSelfAttention,
+    TransformerBlock,
+    UNet,
+    UTransformer,
+)
 from organseg.networks.attention_unet import AdditiveGate
 from organseg.networks.unet import PlainSkip
 
@@ -34,17 +43,17 @@ def test_parameters_of_the_thesis():
     ("options", "bottom", "gated"),
     [
         ({"mhsa": False, "mhca": False}, nn.Identity, []),
-        ({"mhca": False}, nn.Module, []),
+        ({"mhca": False}, MultiHeadSelfAttention, []),
         ({"mhca": False, "block": True}, TransformerBlock, []),
         ({"mhsa": False, "levels": 1}, nn.Identity, [0]),
-        ({"levels": 2}, nn.Module, [0, 1]),
-        ({}, nn.Module, [0, 1, 2]),
+        ({"levels": 2}, MultiHeadSelfAttention, [0, 1]),
+        ({}, MultiHeadSelfAttention, [0, 1, 2]),
     ],
 )
 @pytest.mark.parametrize("backbone", ["unet", "nnunet"])
 def test_ablations(options, bottom, gated, backbone):
     network = small(backbone=backbone, **options)
-    assert isinstance(network.backbone.bottom, bottom)
+    assert type(network.backbone.bottom) is bottom
     kinds = [type(gate) for gate in network.backbone.gates]
     assert kinds == [MultiHeadCrossAttention if level in gated else PlainSkip for level in range(3)]
 
@@ -83,6 +92,45 @@ def test_autocast_and_memory_format(backbone, dtype):
         assert torch.allclose(network(image), expected, atol=1e-5)
         with torch.autocast("cpu", dtype):
             assert torch.allclose(network(image).float(), expected, atol=0.1)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backbone", ["unet", "nnunet"])
+def test_a_step_under_autocast_is_close_to_one_in_fp32(backbone, dtype, dims):
+    # Instance norm: a batch's statistics would amplify the rounding of the few pixels of the deepest map.
+    options = {"unet": {"norm": "instance"}, "nnunet": {"deep_supervision": True}}[backbone]
+    network = small(backbone=backbone, dims=dims, depth=3, levels=2, options=options).train()
+    image, label = torch.randn(2, 1, *(16, 24, 16)[:dims]), torch.randint(0, 4, (2, *(16, 24, 16)[:dims])).byte()
+    batch: Any = {"label": label, "index_to_mm": torch.eye(4).repeat(2, 1, 1)}
+    loss = deep_supervision(
+        lambda logits, batch: partial_label_loss(logits, batch["label"], torch.ones(2, 3, dtype=torch.bool))
+    )
+    found = []
+    for mixed in (False, True):
+        network.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=mixed):
+            value = loss(network(image), batch)
+        value.backward()
+        assert all(parameter.dtype == parameter.grad.dtype == torch.float32 for parameter in network.parameters())
+        found.append((value.item(), torch.cat([parameter.grad.flatten() for parameter in network.parameters()])))
+    (expected, exact), (value, rounded) = found
+    assert value == pytest.approx(expected, rel=0.02)
+    assert torch.nn.functional.cosine_similarity(rounded, exact, dim=0) > 0.95
+
+
+@pytest.mark.parametrize("backbone", ["unet", "nnunet"])
+def test_compilation_changes_neither_logits_nor_gradients(backbone):
+    network, image = small(backbone=backbone, depth=2, levels=1, keys=6), torch.randn(2, 1, 7, 8)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    found = []
+    for module in (network, compiled):
+        network.zero_grad()
+        logits = module(image)
+        logits.square().mean().backward()
+        found.append([logits.detach(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 20
+    assert all(torch.allclose(*pair, atol=1e-5, rtol=1e-4) for pair in zip(*found, strict=True))
 
 
 def seen(network, image, row: int, column: int):
@@ -131,6 +179,10 @@ def test_a_3d_patch_can_be_learned_by_heart():
         ({"levels": 0}, "levels is 0"),
         ({"backbone": "vnet"}, "expected one of unet, attention_unet, nnunet"),
         ({"heads": 3}, "64 channels cannot be shared equally by 3 heads"),
+        ({"mhsa": False, "block": True}, "`block` is an option of `mhsa`, which is off"),
+        ({"mhca": False, "keys": 64}, "`keys` is an option of `mhca`, which is off"),
+        ({"keys": 0}, "keys is 0; expected at least 1"),
+        ({"backbone": "nnunet", "options": {"strides": [[2, 2]] * 4}}, "first strides of 1"),
     ],
 )
 def test_impossible_options_are_refused(options, message):

@@ -53,7 +53,7 @@ def test_the_token_of_a_padded_image():
     (first,), (other,) = attention_maps(model, image, (23, 8)), attention_maps(model, image, (16, 15))
     assert np.array_equal(first.heads, other.heads)  # both are row 2, column 1
     hybrid = HybridUNet(patch=(16, 16), width=4, depth=3, dims=2, heads=2)
-    assert padded_size(hybrid, (17, 30)) == [32, 32] and len(attention_maps(hybrid.eval(), image, (0, 0))) == 1
+    assert padded_size(hybrid, (17, 30)) == [20, 32] and len(attention_maps(hybrid.eval(), image, (0, 0))) == 1
 
 
 def test_no_hook_stays_and_a_network_without_attention_has_no_map():

@@ -1,12 +1,15 @@
 import re
 from dataclasses import replace
+from pathlib import Path
 
+from organseg.cli.configs import load_config, merge
 from organseg.metrics import conventions, write_case_table
 from organseg.metrics.evaluate import UNKNOWN, OrganScore
 from organseg.metrics.summary import CaseRow
 from organseg.report import write_report
 from organseg.report.page import OrganTable, Picture, Section, key_options, render_page
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 HOSTILE = "<script>alert(1)</script>\"'&"
 FOUND = OrganScore("found", 0.8, 9.0, 5.0, 1.0, 0.7, 1.0, 1.0)
 
@@ -65,6 +68,31 @@ def test_key_options_tell_what_was_run(reported):
     for cell in ("toy_30", "0.3", "0 (of 5, counted from 0)", "PartialLabelModule", "UNet (width 16, depth 5)", "2700",
                  "liver, left_kidney, right_kidney, spleen"):  # fmt: skip
         assert f">{cell}<" in html
+
+
+def test_experiments_with_attention_can_be_told_apart():
+    pages = {}
+    for path in sorted((CONFIGS / "experiment").glob("btcv_100_*.yaml")):
+        pages[path.stem] = dict(key_options(load_config(path), []))
+    for name in ("heads_1", "mhca_level_1", "nnunet", "residual_encoder", "finest_skip", "transformer_block"):
+        config = merge(load_config(CONFIGS / "experiment" / "btcv_100_utransformer.yaml"),
+                       load_config(CONFIGS / "ablation" / f"{name}.yaml"))  # fmt: skip
+        pages[name] = dict(key_options(config, []))
+    others = ("btcv_100_inerrant0", "btcv_100_stipple0")  # they differ by their method
+    shown = [tuple(page.items()) for name, page in pages.items() if name not in others]
+    assert len(set(shown)) == len(shown) > 8
+    network = "backbone unet, width 16, depth 5, options (norm_after convolution)"
+    assert pages["btcv_100_utransformer"]["network"] == network
+    assert pages["heads_1"]["heads"] == "1"
+    assert pages["btcv_100_unet"]["mhsa"] == "False" and pages["btcv_100_unet"]["method"] == "TransformerModule"
+
+
+def test_an_injected_network_is_shown_with_its_own_mappings():
+    options = {"heads": 2, "options": {"norm": "batch", "sizes": [1, 2]}, "act": {"class_path": "torch.nn.ReLU"}}
+    network = {"class_path": "organseg.networks.UTransformer", "init_args": options}
+    shown = dict(key_options({"model": {"class_path": "M", "init_args": {"network": network, "mhsa": None}}}, []))
+    assert shown["network"] == "UTransformer (heads 2, options (norm batch, sizes [1, 2]), act ReLU)"
+    assert "mhsa" not in shown and "heads" not in shown
 
 
 def test_a_config_without_them_is_no_fault():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from organseg.errors import UsageError
 from organseg.runtime import precision
 from organseg.runtime.precision import affordable_precision
 
@@ -22,6 +23,18 @@ def test_what_else_is_asked_for_stays(monkeypatch, capsys):
     assert affordable_precision("64-true", "cpu") == "64-true"
     assert affordable_precision(None, "auto") is None
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("accelerated", [True, False])
+@pytest.mark.parametrize("asked", ["16-mixed", "16-true", "16", 16])
+def test_float16_is_for_gpus(monkeypatch, asked, accelerated):
+    monkeypatch.setattr(precision, "_accelerated", lambda: accelerated)
+    assert affordable_precision(asked, "gpu") == asked
+    for accelerator in ("cpu",) if accelerated else ("cpu", "auto"):
+        with pytest.raises(UsageError, match=f"found {asked} on a CPU.*bf16-mixed or 32-true"):
+            affordable_precision(asked, accelerator)
+    if accelerated:
+        assert affordable_precision(asked, "auto") == asked
 
 
 def test_other_ranks_say_nothing(monkeypatch, capsys):

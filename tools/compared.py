@@ -1,0 +1,94 @@
+"""Runs that stand beside each other in a table differ in what is compared, and in nothing else."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from organseg.cli.training import OrgansegCLI, run_lightning
+from organseg.errors import IntegrityError
+from organseg.runtime.run_folder import RunFolder
+
+COARSE = "model.init_args.coarse"
+"""The run whose weights a method goes on from."""
+
+
+def refuse_another_setup(fit: Sequence[str]) -> None:
+    """Refuse a finished run that is asked for with other options now, as this `fit` would, but before data are read.
+
+    Args:
+        fit: The words of the command.
+
+    Raises:
+        IntegrityError: With every difference.
+    """
+    with contextlib.suppress(_Equal):
+        run_lightning(fit, _Comparison)
+
+
+class _Equal(Exception):  # noqa: N818 - not an error
+    pass
+
+
+class _Comparison(OrgansegCLI):
+    def before_instantiate_classes(self) -> None:
+        super().before_instantiate_classes()
+        raise _Equal
+
+
+def refuse_unequal(runs: Sequence[Path], but: Sequence[str]) -> None:
+    """Refuse runs that differ in more than what is compared.
+
+    Args:
+        runs: Their folders; those in which nothing was begun are left out.
+        but: What the keys begin with in which they may differ.
+
+    Raises:
+        IntegrityError: With every difference between the first run and another.
+    """
+    first, *others = _begun(runs) or [(Path(), {})]
+    for run, found in others:
+        differences = [
+            f"{key}: {first[1].get(key, 'nothing')} there, {found.get(key, 'nothing')} here"
+            for key in sorted({*first[1], *found})
+            if first[1].get(key) != found.get(key) and not key.startswith(tuple(but))
+        ]
+        if differences:
+            raise IntegrityError(
+                f"{run}: cannot be compared with {first[0]}: not the same setup; train them with the same options into "
+                "another --out\n  " + "\n  ".join(differences)
+            )
+
+
+def refuse_unequal_methods(runs: Sequence[Path], round0: Path) -> None:
+    """Refuse methods on the same labels that differ in more than the method, or in the sum of optimiser steps.
+
+    Args:
+        runs: Their folders, of one label share and seed.
+        round0: The run that methods with rounds begin with, and whose weights others go on from; its own steps are
+            not compared.
+
+    Raises:
+        IntegrityError: With every difference between the first run and another.
+    """
+    refuse_unequal(runs, ("model.", "curriculum.", "trainer.max_steps"))
+    steps_before = dict(_begun([round0])).get(round0, {}).get("trainer.max_steps", 0)
+    steps = {
+        run: found["trainer.max_steps"]
+        + found.get("curriculum.rounds", 0) * found.get("curriculum.round_steps", 0)
+        + (steps_before if found.get(COARSE) else 0)
+        for run, found in _begun(runs)
+        if run != round0
+    }
+    if len(set(steps.values())) > 1:
+        listed = "\n  ".join(f"{run}: {count}" for run, count in steps.items())
+        raise IntegrityError(
+            "methods are compared after equally many optimiser steps, all rounds together; set trainer.max_steps, "
+            f"curriculum.rounds and curriculum.round_steps so, in another --out. Found\n  {listed}"
+        )
+
+
+def _begun(runs: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """The runs that are there, and the identity of each."""
+    records = ((run, RunFolder(run).record()) for run in runs if (run / "run.json").exists())
+    return [(run, record["identity"]) for run, record in records if record]
