@@ -1,7 +1,7 @@
 """Runs that stand beside each other in a table differ in what is compared, and in nothing else."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,13 @@ def refuse_unequal(runs: Sequence[Path], but: Sequence[str]) -> None:
         differences = [
             f"{key}: {first[1].get(key, 'nothing')} there, {found.get(key, 'nothing')} here"
             for key in sorted({*first[1], *found})
-            if first[1].get(key) != found.get(key) and not key.startswith(tuple(but))
+            if first[1].get(key) != found.get(key) and not key.startswith(tuple(but))  # absent is None: other versions
         ]
         if differences:
             raise IntegrityError(
-                f"{run}: cannot be compared with {first[0]}: not the same setup; train them with the same options into "
-                "another --out\n  " + "\n  ".join(differences)
+                f"{run}: cannot be compared with {first[0]}: not the same setup; train them with the same options "
+                "(--trainer.precision too, which is the machine's choice where it is not said) into another --out\n  "
+                + "\n  ".join(differences)
             )
 
 
@@ -65,27 +66,31 @@ def refuse_unequal_methods(runs: Sequence[Path], round0: Path) -> None:
 
     Args:
         runs: Their folders, of one label share and seed.
-        round0: The run that methods with rounds begin with, and whose weights others go on from; its own steps are
-            not compared.
+        round0: The run that methods with rounds begin with; its own steps are not compared.
 
     Raises:
         IntegrityError: With every difference between the first run and another.
     """
     refuse_unequal(runs, ("model.", "curriculum.", "trainer.max_steps"))
-    steps_before = dict(_begun([round0])).get(round0, {}).get("trainer.max_steps", 0)
-    steps = {
-        run: found["trainer.max_steps"]
-        + found.get("curriculum.rounds", 0) * found.get("curriculum.round_steps", 0)
-        + (steps_before if found.get(COARSE) else 0)
-        for run, found in _begun(runs)
-        if run != round0
-    }
+    steps = {run: _steps(found) for run, found in _begun(runs) if run != round0}
+    steps = {run: count for run, count in steps.items() if count}
     if len(set(steps.values())) > 1:
         listed = "\n  ".join(f"{run}: {count}" for run, count in steps.items())
         raise IntegrityError(
             "methods are compared after equally many optimiser steps, all rounds together; set trainer.max_steps, "
             f"curriculum.rounds and curriculum.round_steps so, in another --out. Found\n  {listed}"
         )
+
+
+def _steps(identity: Mapping[str, Any]) -> int | None:
+    """Of all rounds and of what a run goes on from; None where that is gone."""
+    own: int = identity["trainer.max_steps"]
+    own += identity.get("curriculum.rounds", 0) * identity.get("curriculum.round_steps", 0)
+    coarse = identity.get(COARSE)
+    if not coarse or identity.get("model.init_args.start", "coarse") == "scratch":
+        return own
+    before = _begun([Path(coarse).parents[1]])
+    return own + before[0][1]["trainer.max_steps"] if before else None
 
 
 def _begun(runs: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:

@@ -19,7 +19,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compared import refuse_unequal_methods
@@ -113,6 +113,14 @@ def work(runs: Sequence[Run], arguments: argparse.Namespace, more: Sequence[str]
         organseg("fit", *run.fit_words(arguments.cache, arguments.round0_steps, more))
         checkpoint = run.folder / "checkpoints" / "last.ckpt"
         organseg("test", "--config", f"{run.folder / 'config.yaml'}", "--ckpt_path", f"{checkpoint}")
+        refuse_unequal_runs(runs)
+
+
+def refuse_unequal_runs(runs: Sequence[Run]) -> None:
+    """Refuse what is finished of a share and seed, whatever the methods of this call, if it cannot be compared."""
+    for run in {run.folder.parent: run for run in runs}.values():
+        beside = [replace(run, method=method) for method in (ROUND0, *METHODS)]
+        refuse_unequal_methods([one.folder for one in beside if one.summary.exists()], run.folder.parent / ROUND0)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -230,14 +238,12 @@ def main() -> None:
         if path.exists() and any(key not in line for line in rows_of(path) for key in KEYS):
             parser.error(f"{path}: lacks a column of {', '.join(KEYS)}: of an older version; move it away")
     runs = list(plan(arguments))
-    if arguments.minutes > 0:
-        work(runs, arguments, more)
-    for place in dict.fromkeys(run.folder.parent for run in runs):
-        finished = [run.folder for run in runs if run.folder.parent == place and run.summary.exists()]
-        try:
-            refuse_unequal_methods(finished, place / ROUND0)
-        except OrgansegError as error:
-            parser.exit(error.exit_code, f"relabelling: {error}\n")
+    try:
+        refuse_unequal_runs(runs)
+        if arguments.minutes > 0:
+            work(runs, arguments, more)
+    except OrgansegError as error:
+        parser.exit(error.exit_code, f"relabelling: {error}\n")
     tables.mkdir(parents=True, exist_ok=True)
     show_scores(runs, tables)
     show_rounds(runs, tables)

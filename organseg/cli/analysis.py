@@ -134,7 +134,7 @@ def _seeing_images(run: Path) -> SegmentationModule:
         UsageError: If it sees further maps.
     """
     module = load_module(run / "checkpoints" / "last.ckpt")
-    if isinstance(module, PriorModule) and module.use != {"activation"}:
+    if isinstance(module, PriorModule) and module.use - {"activation"}:
         raise UsageError(f"{run}: its network also sees {', '.join(sorted(module.use - {'activation'}))}: no picture")
     return module
 
@@ -152,6 +152,8 @@ def prior(arguments: Namespace) -> Path:
         raise UsageError(f"{run}: its method has no prior; train one, for example btcv_30_stipple0")
     channels = [k for k, found in enumerate(module.known.priors) if found is not None]
     priors = [found for found in module.known.priors if found is not None]
+    if not priors:
+        raise UsageError(f"{run}: it was trained without a prior of any organ")
     if not arguments.case:
         return _write(run, "prior.png", draw_priors(priors))
     quieten()

@@ -18,6 +18,8 @@ from organseg.strict_yaml import read_yaml
 
 MAX_INCLUDES = 8
 _OPTIONS = "init_args"
+_OWNED = {"class_path": _OPTIONS, "backbone": "options"}
+"""What belongs to the value of a key beside it, and goes with that."""
 
 
 def load_config(path: Path, depth: int = 0) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     Likewise another `backbone` drops the backbone's `options`.
     """
     result = dict(base)
-    for owner, owned in (("class_path", "init_args"), ("backbone", "options")):
+    for owner, owned in _OWNED.items():
         if owner in over and over[owner] != base.get(owner, over[owner]):
             result.pop(owned, None)
     for key, value in over.items():
@@ -77,7 +79,8 @@ def expand(argv: Sequence[str]) -> list[str]:
 def _keep_neighbours(words: Sequence[str], config: Mapping[str, Any]) -> list[str]:
     """Words that set a key of a mapping inside a mapping (`...network.options.norm`) as words that set the outer one.
 
-    The parser would replace the inner mapping by the one key; so what else the config and earlier words say is kept.
+    The parser would replace the inner mapping by the one key; so what else the config and earlier words say is kept,
+    but for the options of another backbone.
     """
     state = copy.deepcopy(dict(config))
     kept: list[str] = []
@@ -87,7 +90,7 @@ def _keep_neighbours(words: Sequence[str], config: Mapping[str, Any]) -> list[st
         key, equals, value = argument.partition("=")
         names = _full_name(state, key.removeprefix("--").split("."))
         inside = names[::-1].index(_OPTIONS) if _OPTIONS in names else 0
-        if not key.startswith("--") or not inside:
+        if not key.startswith("--") or not (inside or names[0] in ("model", "data")):
             continue
         if not equals:
             following = next(arguments, None)
@@ -95,8 +98,9 @@ def _keep_neighbours(words: Sequence[str], config: Mapping[str, Any]) -> list[st
                 break
             value = following
             kept.append(value)
+        backbone = names[-1] == "backbone" and _at(state, names) not in (None, value)
         _set(state, names, _typed(value))
-        if inside > 2:
+        if inside > 2 or backbone:
             outer = names[: 1 - inside]
             whole = yaml.safe_dump(_at(state, outer), default_flow_style=True, width=math.inf).strip()
             kept[-1 if equals else -2 :] = [f"--{'.'.join(outer)}={whole}"]
@@ -108,7 +112,10 @@ def _full_name(config: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     full: list[str] = []
     for name in names:
         here = _at(config, full)
-        if isinstance(here, Mapping) and "class_path" in here and name not in ("class_path", _OPTIONS):
+        of_class = isinstance(here, Mapping) and "class_path" in here
+        if full and name == _OPTIONS and isinstance(here, Mapping) and not {_OPTIONS, "class_path"} & here.keys():
+            continue  # the parser takes it for the mapping itself
+        if of_class and name not in ("class_path", _OPTIONS):
             full.append(_OPTIONS)
         full.append(name)
     return full
@@ -124,8 +131,10 @@ def _at(config: Mapping[str, Any], names: Sequence[str]) -> Any:
 def _set(config: dict[str, Any], names: Sequence[str], value: Any) -> None:
     for name in names[:-1]:
         if not isinstance(config.get(name), dict):
-            config[name] = {}
+            config[name] = {"class_path": config[name]} if isinstance(config.get(name), str) else {}
         config = config[name]
+    if config.get(names[-1], value) != value:
+        config.pop(_OWNED.get(names[-1], ""), None)
     config[names[-1]] = value
 
 

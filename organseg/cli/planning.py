@@ -17,6 +17,11 @@ VALUE_BYTES = {"bf16-mixed": 2, "32-true": 4}
 """Of a feature map's value, by the trainer's precision."""
 
 
+_FALLBACK = (
+    "# A CPU without bfloat16 computes in 32-true and takes about twice as much: --precision 32-true plans for that.\n"
+)
+
+
 def plan_config(arguments: Namespace) -> str:
     """The config as YAML.
 
@@ -68,7 +73,7 @@ def plan_config(arguments: Namespace) -> str:
         f"# nnU-Net for {names}: {len(found.shapes)} cases, median {_times(found.median_shape)} voxels of "
         f"{_times(found.median_spacing)} mm, {len(organs)} organs.\n"
         f"# About {planned.memory_gb:.1f} GB in training. Use: fit --config EXPERIMENT.yaml --config THIS.yaml, where\n"
-        f"# the experiment has {kind}.\n"
+        f"# the experiment has {kind}.\n{_FALLBACK * (arguments.precision == 'bf16-mixed')}"
         # JSON first: YAML would write tuples as Python's.
         f"{yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False, default_flow_style=None)}"
     )

@@ -38,9 +38,11 @@ def coarse_weights(
     if method.rpartition(".")[2] != "PartialLabelModule":
         raise UsageError(f"{path}: found {method}; a coarse model is of PartialLabelModule, without a prior")
     steps, wanted = checkpoint.get("global_step"), record["identity"].get("trainer.max_steps", -1)
-    # With a curriculum the result is there only once all is done; a user's callback may end a training early.
+    # Other files are what a user's callback chose. With a curriculum `last.ckpt` is there only once all is done; and a
+    # user's callback may end a training early.
     early = any(state.get("stopped") for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict))
-    if steps != wanted > 0 and not early and not any(key.startswith("curriculum.") for key in record["identity"]):
+    with_rounds = any(key.startswith("curriculum.") for key in record["identity"])
+    if Path(path).name == "last.ckpt" and steps != wanted > 0 and not early and not with_rounds:
         raise UsageError(f"{path}: stopped after {steps} of {wanted} steps; finish that run first")
     same = {
         "organs": record["organs"] == list(organs),

@@ -44,7 +44,7 @@ class OrganPriors:
         return cls(
             tuple(None if prior is None else _prior(prior) for prior in state["priors"]),
             tuple(tuple(_reference(reference) for reference in pool) for pool in state["references"]),
-            state["centring"],
+            state.get("centring", "matched"),  # not in checkpoints of earlier versions
         )
 
     def of(self, organs: Sequence[str]) -> "OrganPriors":

@@ -160,6 +160,15 @@ def test_expand_leaves_a_command_without_config_alone():
         (["--model.init_args.network.options={a: 1}"], {"a": 1}),
         (["--model.init_args.network={width: 4}", "--model.init_args.network.options.b=2"], {"b": 2}),
         (["--model.init_args.network.width=4", "--seed", "3"], {"norm_after": "convolution"}),
+        (["--model.init_args.network.init_args.width=32", "--model.init_args.network.options.norm=instance"],
+         {"norm_after": "convolution", "norm": "instance"}),
+        (["--model.init_args.network.init_args.options.norm=instance"],
+         {"norm_after": "convolution", "norm": "instance"}),
+        (["--model.init_args.network.backbone=nnunet", "--model.init_args.network.options.residual=true"],
+         {"residual": True}),
+        (["--model.init_args.network.backbone", "nnunet"], None),
+        (["--model.init_args={network: {options: {a: 1}}}", "--model.init_args.network.options.b=2"],
+         {"a": 1, "b": 2}),
     ],
 )  # fmt: skip
 def test_a_key_of_an_inner_mapping_keeps_its_neighbours(typed, expected):
@@ -173,7 +182,7 @@ def test_a_key_of_an_inner_mapping_keeps_its_neighbours(typed, expected):
     words = expand(["fit", "--config", str(CONFIGS / "experiment" / "btcv_100_utransformer.yaml"), *typed])
     jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=TRUSTED)
     given = parser.parse_args([*words[1:], "--model.organs=[liver]"])
-    assert given.model.init_args.network["options"] == expected
+    assert given.model.init_args.network.get("options") == expected
 
 
 def test_words_that_are_no_key_of_an_inner_mapping_stay_as_they_are(write):

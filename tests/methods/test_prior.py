@@ -327,7 +327,8 @@ def test_a_coarse_model_that_may_know_more_is_refused(cache, tmp_path):
     with pytest.raises(UsageError, match="no such checkpoint"):
         trainer(tmp_path).fit(method(tmp_path / "nothing.ckpt"), data)
     identity = {"data content": data.content_hash, "trainer.max_steps": 9}
-    path = coarse_of(data, tmp_path / "coarse.ckpt", 7, identity=identity)
+    (tmp_path / "unfinished").mkdir()
+    path = coarse_of(data, tmp_path / "unfinished" / "last.ckpt", 7, identity=identity)
     with pytest.raises(UsageError, match="stopped after 7 of 9 steps"):
         trainer(tmp_path).fit(method(path), data)
     path = coarse_of(data, tmp_path / "coarse.ckpt", model={"class_path": "organseg.methods.PriorModule"})
