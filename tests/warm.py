@@ -17,13 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _IMPORTS = [
     "organseg.cli.training", "organseg.cli.prediction", "organseg.cli.analysis", "organseg.cli.commands",
     "organseg.methods", "organseg.networks", "organseg.data", "organseg.report", "hdf5plugin", "torch._dynamo",
 ]  # fmt: skip
+TOOLS = Path(__file__).parents[1] / "tools"
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(_IMPORTS)
 
@@ -34,16 +36,25 @@ def environment_of(more: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 class Warm:
-    """`subprocess.Popen` of `python -m organseg`, as far as the tests need it: leads a process group of its own."""
+    """`subprocess.Popen` of `python -m organseg`, as far as the tests need it: leads a process group of its own.
+
+    `main` takes the words and ends the process with their exit code.
+    """
 
     def __init__(
-        self, words: Sequence[str], environment: Mapping[str, str], cwd: Path | None, out: Path | str, err: Path | str
+        self,
+        main: Callable[[list[str]], None],
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        cwd: Path | None,
+        out: Path | str,
+        err: Path | str,
     ) -> None:
         before = dict(os.environ)
         os.environ.update(environment_of())  # the first one starts the server
         try:
             place = str(cwd or Path.cwd())
-            self._process = _CONTEXT.Process(target=_run, args=(list(words), dict(environment), place, out, err))
+            self._process = _CONTEXT.Process(target=_run, args=(main, list(words), dict(environment), place, out, err))
             self._process.start()
         finally:
             os.environ.clear()
@@ -93,7 +104,7 @@ def start(
     """Start the command with further environment variables; its output goes to files."""
     environment = environment_of(more)
     if not (cold or os.environ.get("ORGANSEG_COLD")):
-        return Warm(words, environment, cwd, out, err)
+        return Warm(_command, words, environment, cwd, out, err)
     with Path(out).open("wb") as output, Path(err).open("wb") as errors:
         return subprocess.Popen([sys.executable, "-m", "organseg", *words], env=environment, cwd=cwd, stdout=output,
                                 stderr=errors, start_new_session=True)  # fmt: skip
@@ -140,15 +151,44 @@ def run(
     """Run the command to its end."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
-        process = start(words, None, cwd, out, err, cold)
-        try:
-            code = end_of(process, timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"{words}: no end in {timeout} s\n{out.read_text()}\n{err.read_text()}") from None
-        return subprocess.CompletedProcess(list(words), code, out.read_text(), err.read_text())
+        return _ended(start(words, None, cwd, out, err, cold), words, out, err, timeout)
 
 
-def _run(words: list[str], environment: dict[str, str], cwd: str, out: Path | str, err: Path | str) -> None:
+def run_tool(name: str, *words: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run a script of `tools/` to its end; it is warm, and so are the commands that it runs."""
+    command = [str(TOOLS / f"{name}.py"), *map(str, words)]
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        if os.environ.get("ORGANSEG_COLD"):
+            with out.open("wb") as output, err.open("wb") as errors:
+                process: Warm | subprocess.Popen[bytes] = subprocess.Popen(
+                    [sys.executable, *command], env=environment_of(), stdout=output, stderr=errors,
+                    start_new_session=True,
+                )  # fmt: skip
+        else:
+            process = Warm(_tool, command, environment_of(), None, out, err)
+        return _ended(process, command, out, err, timeout)
+
+
+def _ended(
+    process: "Warm | subprocess.Popen[bytes]", words: Sequence[str], out: Path, err: Path, timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Of a process that writes into files."""
+    try:
+        code = end_of(process, timeout)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"{words}: no end in {timeout} s\n{out.read_text()}\n{err.read_text()}") from None
+    return subprocess.CompletedProcess(list(words), code, out.read_text(), err.read_text())
+
+
+def _run(
+    main: Callable[[list[str]], None],
+    words: list[str],
+    environment: dict[str, str],
+    cwd: str,
+    out: Path | str,
+    err: Path | str,
+) -> None:
     """What a fresh interpreter would have done until it calls the command."""
     os.setsid()
     for stream, path in ((1, out), (2, err)):
@@ -169,9 +209,45 @@ def _run(words: list[str], environment: dict[str, str], cwd: str, out: Path | st
     random.seed()
     importlib.import_module("numpy").random.seed()  # what is drawn without a seed must differ between processes
     tempfile.tempdir = None
+    main(words)
+
+
+def _command(words: list[str]) -> None:
+    """`python -m organseg`, in a process that is settled."""
     sys.argv = ["organseg", *words]
     main = importlib.import_module("organseg.__main__")
     sys.modules["__main__"] = main  # Lightning starts further ranks by its name
     code = main.main()
     atexit._run_exitfuncs()
     sys.exit(code)
+
+
+def _tool(words: list[str]) -> None:
+    """`python SCRIPT`, whose commands are forks of this process."""
+
+    def forked(command: Sequence[str], check: bool = False, **options: object) -> subprocess.CompletedProcess[bytes]:
+        assert list(command[:3]) == [sys.executable, "-m", "organseg"] and check and not options, command
+        sys.stdout.flush()
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                _command(list(command[3:]))
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code:
+            raise subprocess.CalledProcessError(code, list(command))
+        return subprocess.CompletedProcess(list(command), code)
+
+    subprocess.run = forked
+    sys.argv = words
+    sys.path.insert(0, str(TOOLS))
+    runpy.run_path(words[0], run_name="__main__")
+    atexit._run_exitfuncs()

@@ -1,24 +1,23 @@
 """`tools/networks.py`: what is finished is not done again, and ends in tables and paired tests of equal runs."""
 
 import json
-import os
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import warm
 from toy import TOY
 
 from organseg.cli.configs import load_config
 from organseg.errors import IntegrityError
 from organseg.metrics.statistics import compare_paired, holm
 
-TOOL = Path(__file__).parents[2] / "tools" / "networks.py"
-sys.path.append(str(TOOL.parent))
+sys.path.append(str(warm.TOOLS))
 
-import compared  # noqa: E402 - needs the path above
-import networks  # noqa: E402
+import compared
+import networks
 
 
 def begun(folder: Path, **identity: object) -> Path:
@@ -54,12 +53,19 @@ def test_methods_are_compared_after_equal_steps(tmp_path: Path) -> None:
         round0,
         begun(tmp_path / "inerrant0", trainer__max_steps=2700),
         begun(tmp_path / "inerrant", trainer__max_steps=1500, **rounds),
-        begun(tmp_path / "stipple0", trainer__max_steps=1200, model__init_args__coarse="round0/last.ckpt"),
+        begun(
+            tmp_path / "stipple0", trainer__max_steps=1200, model__init_args__coarse=f"{round0}/checkpoints/last.ckpt"
+        ),
     ]
     compared.refuse_unequal_methods(runs, round0)
     short = begun(tmp_path / "short", trainer__max_steps=1200, **rounds)
     with pytest.raises(IntegrityError, match=rf"(?s)equally many optimiser steps.*{short}: 2400"):
         compared.refuse_unequal_methods([*runs, short], round0)
+    longer = begun(tmp_path / "longer", trainer__max_steps=1300, model__init_args__coarse=f"{round0}/a/last.ckpt")
+    with pytest.raises(IntegrityError, match=rf"(?s)equally many optimiser steps.*{longer}: 2800"):
+        compared.refuse_unequal_methods([*runs, longer], round0)
+    gone = begun(tmp_path / "gone", trainer__max_steps=1300, model__init_args__coarse=f"{tmp_path}/no/a/last.ckpt")
+    compared.refuse_unequal_methods([*runs, gone], round0)  # nobody knows any more how long that was
     coarse = begun(tmp_path / "coarse", trainer__max_steps=2700, data__fold=1)
     with pytest.raises(IntegrityError, match=r"data.fold: nothing there, 1 here"):
         compared.refuse_unequal_methods([*runs, coarse], round0)
@@ -101,12 +107,10 @@ def test_tests_over_cases_for_each_organ(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.slow
 def test_two_networks_are_compared(toy: Path, tmp_path: Path) -> None:
-    words = [sys.executable, TOOL, "--cache", toy / "cache", "--out", tmp_path, "--prefix", "mirrored_100",
-             "--networks", "unet", "mhsa"]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    words = ("--cache", toy / "cache", "--out", tmp_path, "--prefix", "mirrored_100", "--networks", "unet", "mhsa")
 
     def run(*more: str, check: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run([*map(str, words), *more], capture_output=True, text=True, env=environment, timeout=300)
+        done = warm.run_tool("networks", *words, *more)
         assert done.returncode == check, done.stderr
         return done
 

@@ -1,21 +1,16 @@
 """`tools/relabelling.py`: shared round 0, equal steps, tables of what is finished, and nothing twice."""
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 from toy import TOY
-
-TOOL = Path(__file__).parents[2] / "tools" / "relabelling.py"
 
 
 def run_tool(toy: Path, out: Path, *more: str) -> str:
-    words = [sys.executable, TOOL, "--cache", toy / "cache", "--out", out, "--dataset", "phantom", "--shares", "30"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*map(str, words), *more], capture_output=True, text=True, env=environment, timeout=300)
+    words = ("--cache", toy / "cache", "--out", out, "--dataset", "phantom", "--shares", "30")
+    done = warm.run_tool("relabelling", *words, *more)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

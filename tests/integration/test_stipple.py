@@ -1,14 +1,13 @@
 """STIPPLE through the real commands and tools, at toy size: coarse model, priors, rounds, two passes, two ranks."""
 
 import csv
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import nibabel
 import pytest
 import torch
+import warm
 from toy import TOY, organseg
 
 ROOT = Path(__file__).parents[2]
@@ -16,9 +15,7 @@ CONFIGS = ROOT / "configs" / "experiment"
 
 
 def run_tool(name: str, *words: object) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, ROOT / "tools" / f"{name}.py", *words]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, timeout=600)
+    done = warm.run_tool(name, *words, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
