@@ -196,7 +196,7 @@ class PriorModule(PartialLabelModule):
         given = {"coarse": self.coarse_checkpoint, "prior": self.prior_checkpoint}
         found = {name: verify_checkpoint(Path(path)) for name, path in given.items() if path and Path(path).exists()}
         before = self._folder / "made_of.json"
-        if before.exists() and json.loads(before.read_text()) != found:
+        if before.exists() and before.read_text() != json.dumps(found, indent=1):
             names = " or ".join(str(path) for path in given.values() if path)
             raise IntegrityError(
                 f"{before}: this run was begun with another {names}: put that back, or start anew with --overwrite"

@@ -170,6 +170,13 @@ def test_a_later_phase_finds_the_coarse_model_that_the_run_began_with(cache, tmp
     coarse = coarse_of(data_of(cache), tmp_path / "coarse.ckpt")
     trainer(tmp_path / "run").fit(method(coarse), data_of(cache))
     trainer(tmp_path / "run").fit(method(coarse), data_of(cache))
+    record = tmp_path / "run" / "prior" / "made_of.json"
+    for damaged in ("", record.read_text()[:40]):
+        whole = record.read_text()
+        record.write_text(damaged)
+        with pytest.raises(IntegrityError, match=r"made_of\.json: this run was begun with another"):
+            trainer(tmp_path / "run").fit(method(coarse), data_of(cache))
+        record.write_text(whole)
     coarse_of(data_of(cache), coarse, 10)
     with pytest.raises(IntegrityError, match=r"begun with another .*coarse\.ckpt"):
         trainer(tmp_path / "run").fit(method(coarse), data_of(cache))
