@@ -234,7 +234,7 @@ def _tool(words: list[str]) -> None:
             try:
                 _command(list(command[3:]))
             except SystemExit as end:
-                code = end.code if isinstance(end.code, int) else 0
+                code = end.code if isinstance(end.code, int) else int(end.code is not None)
             except BaseException:
                 traceback.print_exc()
             finally:
