@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -60,19 +61,47 @@ def publish_text(path: Path, text: str) -> None:
 
 
 def publish_link(source: Path, target: Path) -> None:
-    """Give a published file a second name, atomically and without copying; what lay under `target` is replaced.
+    """Give a published file a second name, atomically; what lay under `target` is replaced.
+
+    Without copying, but where the file system knows no second names (exFAT, SMB, object stores).
 
     Raises:
         StorageError: The place cannot be written.
     """
     temporary = target.parent / _temporary_name(target.name)
     try:
-        os.link(source, temporary)
+        try:
+            os.link(source, temporary)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            _publish_copy(source, target)
+            return
         temporary.replace(target)
         _sync_folder(target.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StorageError(f"{target}: cannot be linked to {source.name}: {error.strerror or error}") from error
+
+
+def _publish_copy(source: Path, target: Path) -> None:
+    def write(file: BinaryIO) -> None:
+        with source.open("rb") as content:
+            shutil.copyfileobj(content, file)
+
+    publish(target, write)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        StorageError: It cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be removed: {error.strerror or error}") from error
 
 
 def sha256_of(path: Path) -> str:

@@ -7,10 +7,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TextIO, TypeVar
+
+from organseg.errors import WorkerError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -57,15 +60,54 @@ STOP = StopRequest()
 """Of this process."""
 
 
+class LosableOutput:
+    """Standard output that may be closed, full or read by nobody any more: one warning, and the work goes on.
+
+    Args:
+        stream: Where it goes; None where the process was started without.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream or Path(os.devnull).open("w")  # noqa: SIM115 - kept
+
+    def write(self, text: str) -> int:
+        """As the stream does."""
+        return self._or_lose(lambda: self._stream.write(text)) or len(text)
+
+    def flush(self) -> None:
+        """As the stream does."""
+        self._or_lose(self._stream.flush)
+
+    def _or_lose(self, work: Callable[[], Result]) -> Result | None:
+        try:
+            return work()
+        except OSError as error:
+            # The descriptor, not the object: what lies in the stream's buffer and what libraries print go there too.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            print(f"organseg: warning: standard output: {error.strerror}; going on without it", file=sys.stderr)
+            return None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def in_processes(work: Callable[[Item], Result], items: Sequence[Item], processes: int) -> Iterator[Result]:
-    """Results of a picklable function over items, in order, from worker processes that die with this one."""
+    """Results of a picklable function over items, in order, from worker processes that die with this one.
+
+    Raises:
+        WorkerError: If one of them was killed.
+    """
     if processes <= 1 or len(items) <= 1:
         yield from map(work, items)
         return
     # spawn: a fork of a process in which torch, HDF5 or a progress bar run threads may hang
     count = min(processes, len(items))
     with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=end_with_parent) as pool:
-        yield from pool.map(work, items)
+        try:
+            yield from pool.map(work, items)
+        except BrokenProcessPool as error:
+            few = "perhaps for want of memory; run it again, with fewer --processes"
+            raise WorkerError(f"one of {count} worker processes was killed, {few}") from error
 
 
 def end_with_parent() -> None:

@@ -82,10 +82,12 @@ def read_yaml(path: Path, max_bytes: int = MAX_BYTES) -> Any:
     """Plain values of a YAML file; see `parse_yaml`."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise UsageError(f"{path}: {size} bytes, more than the {max_bytes} that a file of this kind may have")
     try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise UsageError(f"{path}: {size} bytes, more than the {max_bytes} that a file of this kind may have")
         return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error

@@ -21,10 +21,10 @@ from statistics import fmean, stdev
 
 from compared import refuse_another_setup, refuse_unequal
 
-from organseg.cli.training import DATA
 from organseg.errors import OrgansegError
 from organseg.metrics import read_case_table
 from organseg.metrics.statistics import PairedComparison, compare_paired, holm
+from organseg.runtime.run_folder import DATA
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
 NETWORKS = ("unet", "attention_unet", "mhsa", "mhca", "utransformer")

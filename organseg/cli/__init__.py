@@ -8,14 +8,18 @@ from collections.abc import Sequence
 
 from organseg import __version__
 from organseg.cli.secret_values import refuse_secrets
+from organseg.cli.trusted import take_trusted
 from organseg.errors import OrgansegError
-from organseg.processes import STOP, die_with_launcher
+from organseg.processes import STOP, LosableOutput, die_with_launcher
 
 _LIGHTNING = {
     "fit": "train; the same command on an unfinished run goes on with it",
     "validate": "whole-case DSC on the validation patients",
     "test": "all metrics on the held-out patients, as tables and label maps",
 }
+
+_LONG = (*_LIGHTNING, "prepare", "predict")
+"""Commands whose work counts for more than what they say."""
 
 _SHARD = "every N-th case, from the I-th on (0 to N - 1): for a task of a job array; all tasks share one --out"
 
@@ -31,8 +35,12 @@ def run(argv: Sequence[str]) -> int:
     """
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
+    shown = sys.stdout
     try:
         refuse_secrets(argv, "command line")
+        argv = take_trusted(argv)
+        if argv and argv[0] in _LONG:
+            sys.stdout = LosableOutput(shown)
         if argv and argv[0] in _LIGHTNING:
             die_with_launcher()
             if argv[0] == "fit":
@@ -55,17 +63,26 @@ def run(argv: Sequence[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends so
+            return 128 + signal.SIGINT
+        raise
     except BrokenPipeError:
         # Nobody reads on; without this the interpreter would fail once more while it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        if isinstance(sys.stdout, LosableOutput):
+            sys.stdout.flush()
+        sys.stdout = shown
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="organseg",
         description="One multi-organ segmentation model from partially labelled scans. Not a medical device.",
-        epilog="Any command: --debug shows a traceback. Options of fit, validate and test: `organseg fit --help`.",
+        epilog="Any command: --debug shows a traceback; --trust-import MODULE lets a config or a checkpoint name its "
+        "classes. Options of fit, validate and test: `organseg fit --help`.",
     )
     parser.add_argument("--version", action="version", version=f"organseg {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -141,7 +158,7 @@ def _add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     )
     predictor.add_argument("--shard", default="0/1", metavar="I/N", help=_SHARD)
     predictor.add_argument("--accelerator", default="auto", help="cpu, gpu, ...")
-    predictor.add_argument("--devices", default="1")
+    predictor.add_argument("--devices", default="1", help="one: several share the scans out by --shard (%(default)s)")
     predictor.add_argument("--precision", default="32-true", help="for example bf16-mixed")
 
     reporter = commands.add_parser("report", help="curves, box plots and overlays of a run, as one folder")

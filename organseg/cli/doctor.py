@@ -109,9 +109,9 @@ def processors() -> Iterator[Finding]:
     """CPUs and GPUs."""
     import torch
 
-    from organseg.runtime.precision import bf16_in_hardware
+    from organseg.runtime.precision import bf16_in_hardware, old_gpu
 
-    bf16 = "bfloat16" if bf16_in_hardware() else "no bfloat16, so trainings compute in 32-true"
+    bf16 = "bfloat16" if bf16_in_hardware() else "no bfloat16, so trainings on it compute in 32-true"
     yield Finding("CPU", f"{usable_cores()} of {os.cpu_count()} cores, {bf16}")
     if not torch.cuda.is_available():
         built = torch.version.cuda
@@ -123,7 +123,8 @@ def processors() -> Iterator[Finding]:
         return
     for number in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(number)
-        yield Finding(f"GPU {number}", f"{device.name}, {device.total_memory / GB:.0f} GB")
+        bf16 = ", no bfloat16, so trainings compute in 32-true" if old_gpu() else ""
+        yield Finding(f"GPU {number}", f"{device.name}, {device.total_memory / GB:.0f} GB{bf16}")
     nccl = torch.distributed.is_available() and torch.distributed.is_nccl_available()
     several = torch.cuda.device_count() > 1
     yield Finding("NCCL", "available" if nccl else "not in this torch", "" if nccl or not several else

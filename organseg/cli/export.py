@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from organseg.cli.training import DATA
 from organseg.curriculum.journal import chain, digest_of
 from organseg.data.cohort import Cohort, CohortCase, CohortOptions, load_cohort
 from organseg.data.pseudo_labels import PSEUDO_LABELS, merge, path_of, read_pseudo_labels
 from organseg.data.sealed import verify_sealed
 from organseg.errors import IntegrityError, StorageError, UsageError
 from organseg.files import publish_text
-from organseg.runtime.run_folder import RunFolder
+from organseg.runtime.run_folder import DATA, RunFolder
 from organseg.strict_yaml import read_yaml
 from organseg.volumes import affine_on, write_image, write_label
 

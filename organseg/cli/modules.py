@@ -7,20 +7,15 @@ from typing import Any
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from organseg.checkpoints import load_checkpoint
+from organseg.cli.trusted import OPTION, trusted
 from organseg.errors import IntegrityError
 from organseg.methods.base import SegmentationModule
 from organseg.volumes import Preprocessing
 
-TRUSTED = [
-    "organseg",
-    "torch.nn",
-    "torch.optim",
-    "lightning.pytorch.callbacks",
-    "lightning.pytorch.loggers",
-    "lightning.pytorch.strategies",
-    "lightning.pytorch.profilers",
-]
-"""What a config may name; more only by `--trust-import` on the command line (FAULTS.md 4)."""
+
+def trust() -> None:
+    """Let jsonargparse import what is trusted, and nothing else."""
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted())
 
 
 def build_module(model: Mapping[str, Any], organs: Sequence[str]) -> SegmentationModule:
@@ -42,12 +37,16 @@ def load_module(path: Path) -> SegmentationModule:
     record = checkpoint.get("organseg")
     if not isinstance(record, dict):
         raise IntegrityError(f"{path}: not a checkpoint of organseg; train one with `organseg fit`")
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=TRUSTED)
+    trust()
     try:
         module = build_module(record["model"], record["organs"])
         module.load_state_dict(checkpoint["state_dict"])
     except Exception as error:
         why = " ".join(str(error).split())
+        if "is not allowed, denied by" in why:
+            raise IntegrityError(
+                f"{path}: names a class that is not organseg's: {why}; {OPTION} MODULE allows it"
+            ) from error
         raise IntegrityError(f"{path}: does not fit this version of organseg: {why}") from error
     module.preprocessing = Preprocessing.from_json(record["preprocessing"])
     return module.eval()

@@ -6,6 +6,7 @@ that the same command skips what is done and refuses to replace what was made ot
 """
 
 import json
+import math
 import os
 import sys
 from argparse import Namespace
@@ -20,6 +21,7 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from organseg.batch import WholeCase
@@ -42,6 +44,9 @@ from organseg.volumes import (
     write_label,
     write_map,
 )
+
+_BEGUN = "begun"
+"""In the journal: the output is about to take its name."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,9 @@ def predict(arguments: Namespace) -> int:
         return 0
     precision = affordable_precision(arguments.precision, arguments.accelerator)
     module = _module(paths, arguments.tta)
-    labels = {k + 1: organ for k, organ in enumerate(module.organs)}
-    publish_text(out / "labels.json", json.dumps(labels, indent=1))
+    labels = json.dumps({k + 1: organ for k, organ in enumerate(module.organs)}, indent=1)
+    _refuse_other_labels(out, labels, [job.output for job in jobs])
+    publish_text(out / "labels.json", labels)
     scans = Scans(jobs, module.preprocessing, arguments.affine, arguments.assume_affine)
     trainer = L.Trainer(
         accelerator=arguments.accelerator,
@@ -88,6 +94,8 @@ def predict(arguments: Namespace) -> int:
         use_distributed_sampler=False,
         callbacks=[Writer(jobs, out, arguments.probabilities, module.organs, shard)],
     )
+    if trainer.world_size > 1:
+        raise UsageError(f"--devices {arguments.devices}: one process predicts on one; start several, with --shard I/N")
     keep_handlers(trainer)
     loader = DataLoader(scans, batch_size=None, sampler=range(len(scans)))
     trainer.predict(module, loader, return_predictions=False)
@@ -135,11 +143,13 @@ def _plan(inputs: Sequence[Path], out: Path, options: dict[str, Any], overwrite:
     foreign: list[str] = []
     for path in inputs:
         output = _output_of(path, out)
-        made_from = {**options, "input": sha256_of(path) if path.is_file() else ""}
+        made_from = {**options, "input": _sha256_of(path)}
         if output.exists() and not overwrite:
-            if {**made_from, "output": sha256_of(output)} in made.get(output.name, []):
+            earlier = made.get(output.name, [])
+            if {**made_from, "output": sha256_of(output)} in earlier:
                 continue
-            foreign.append(str(output))
+            if earlier[-1:] != [{**made_from, "output": _BEGUN}]:  # else it was killed before it noted the hash
+                foreign.append(str(output))
         jobs.append(Job(path, output, made_from))
     if foreign:
         raise UsageError(
@@ -147,6 +157,25 @@ def _plan(inputs: Sequence[Path], out: Path, options: dict[str, Any], overwrite:
             "checkpoint; choose another --out, or replace with --overwrite"
         )
     return jobs
+
+
+def _sha256_of(path: Path) -> str:
+    """Of an input's bytes; "" where it cannot be read, which is told on reading it."""
+    try:
+        return sha256_of(path) if path.is_file() else ""
+    except OSError:
+        return ""
+
+
+def _refuse_other_labels(out: Path, labels: str, outputs: Sequence[Path]) -> None:
+    """One `labels.json` says what the integers of all maps in a folder mean.
+
+    Raises:
+        UsageError: If maps that stay there were made with other organs.
+    """
+    file = out / "labels.json"
+    if file.exists() and file.read_text() != labels and {*out.glob("*.nii.gz")} - {*outputs}:
+        raise UsageError(f"{out}: holds label maps of other organs ({file.name}); choose another --out")
 
 
 def _output_of(path: Path, out: Path) -> Path:
@@ -250,32 +279,49 @@ class Writer(L.Callback):
         self.out = out
         self.probabilities = probabilities
         self.organs = organs
+        self.maps: NDArray[np.uint8] | None = None
+        """Of the case that is being segmented, [K, Z, Y, X] in steps of 1/255."""
 
-    def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
+    def on_predict_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, *_: Any) -> None:
+        """Make room for the probabilities of one case."""
+        if not self.probabilities or batch is None:
+            return
+        # On disk, not in memory: K volumes of 512 x 512 x 800 are 2.7 GB even as bytes.
+        shape = (len(self.organs), *batch.shape)
+        try:
+            file = TemporaryFile(dir=self.out)  # noqa: SIM115 - until the case is written
+            if hasattr(os, "posix_fallocate"):  # a full disk would end the process while the map is filled
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+            else:
+                file.truncate(math.prod(shape))
+        except OSError as error:
+            raise StorageError(f"{self.out}: no room for probabilities: {error.strerror}; free space") from error
+        maps = np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
+
+        def keep(start: int, probs: torch.Tensor) -> None:
+            organs = probs[:, -len(self.organs) :]
+            maps[:, start : start + len(probs)] = (organs * 255).round().byte().cpu().numpy().swapaxes(0, 1)
+
+        self.maps, pl_module.keep = maps, keep
+
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         """Write one case; with `probabilities` also `<name>.<organ>.nii.gz`, in steps of 1/255."""
         if batch is None:
             return
         job = self.jobs[batch.number]
-        if self.probabilities:
-            self._write_probabilities(pl_module, batch, job)
+        for organ, probs in zip(self.organs, self.maps, strict=True) if self.maps is not None else ():
+            write_map(job.output.with_name(f"{batch.key}.{organ}.nii.gz"), probs, batch.affine)
+        self.maps = pl_module.keep = None
+        self._note(job, _BEGUN)
         write_label(job.output, outputs, batch.affine)
-        record = {"name": job.output.name, **job.made_from, "output": sha256_of(job.output)}
-        with self.journal.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._note(job, sha256_of(job.output))
 
-    def _write_probabilities(self, module: Any, case: WholeCase, job: Job) -> None:
-        # On disk, not in memory: K volumes of 512 x 512 x 800 are 2.7 GB even as bytes.
-        with TemporaryFile(dir=self.out) as file:
-            maps = np.memmap(file, dtype=np.uint8, mode="w+", shape=(len(self.organs), *case.shape))
-
-            def keep(start: int, probs: torch.Tensor) -> None:
-                organs = probs[:, -len(self.organs) :]
-                maps[:, start : start + len(probs)] = (organs * 255).round().byte().cpu().numpy().swapaxes(0, 1)
-
-            module.segment(case, keep)
-            for organ, probs in zip(self.organs, maps, strict=True):
-                write_map(job.output.with_name(f"{case.key}.{organ}.nii.gz"), probs, case.affine)
+    def _note(self, job: Job, output: str) -> None:
+        record = {"name": job.output.name, **job.made_from, "output": output}
+        try:
+            with self.journal.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise StorageError(f"{self.journal}: cannot be written: {error.strerror}; free space") from error

@@ -20,28 +20,29 @@ from typing import Any
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import lightning as L
-from jsonargparse import set_parsing_settings
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from organseg import __version__
-from organseg.checkpoints import load_checkpoint, verify_checkpoint
+from organseg.checkpoints import verify_checkpoint
+from organseg.cli.causes import known_cause
 from organseg.cli.configs import expand
-from organseg.cli.modules import TRUSTED, build_module
+from organseg.cli.modules import build_module, trust
+from organseg.cli.tested import refuse_no_result, refuse_other_run, run_of
 from organseg.curriculum import Curriculum
 from organseg.data.coverage import coverage
 from organseg.data.shards import CaseResults, Shard
-from organseg.errors import IntegrityError, OrgansegError, UsageError
+from organseg.errors import IntegrityError, UsageError
 from organseg.methods.base import SegmentationModule
 from organseg.processes import end_loader_workers, keep_freed_memory, launched_by_rank_0
 from organseg.runtime.checkpoint_io import AtomicCheckpointIO, newest_good, publish_copy
-from organseg.runtime.ddp import guard_ranks, lost_rank
+from organseg.runtime.ddp import guard_ranks
 from organseg.runtime.metrics_log import MetricsLog, StepOffset
 from organseg.runtime.pace import Pace
 from organseg.runtime.precision import BF16, FP32, affordable_precision
 from organseg.runtime.ranks import SameWeights
 from organseg.runtime.resume import FiniteLoss, LastCheckpoint, StepSeed
-from organseg.runtime.run_folder import RunFolder, RunRecord, identity, plain
+from organseg.runtime.run_folder import DATA, RunFolder, RunRecord, identity, plain
 from organseg.runtime.signals import keep_handlers
 from organseg.runtime.tracker import STOPPED, WandbTracker
 from organseg.runtime.validation_cases import ValidationCases
@@ -56,16 +57,6 @@ _DEFAULTS = {
 }
 
 
-_PATIENTS = ("data.datasets", "data.test_datasets", "data.organs", "data.fold", "data.folds", "data.fold_seed")
-
-_POSITION = "model.init_args.position"
-_NOT_THE_NETWORK = ("model.init_args.optimizer", "model.init_args.lr_decay", _POSITION)
-"""Options of a method that a test may change: of its training, or where the organs of a test case are taken to be."""
-
-DATA = "data content"
-"""The key of the data's hash in a run's identity."""
-
-
 class _Finished(Exception):  # noqa: N818 - not an error
     """The run that `fit` was asked for is done already."""
 
@@ -75,7 +66,7 @@ class _Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raise instead of printing the usage."""
-        known = _known_cause(ex)
+        known = known_cause(ex)
         if known:
             raise known
         raise UsageError(" ".join(message.split()) + self._nearest(message))
@@ -96,6 +87,7 @@ class OrgansegCLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         self.run_folder: RunFolder
         self.run_record: RunRecord | None = None
+        self.says_out = any(word.partition("=")[0] == "--out" for word in args)
         super().__init__(
             SegmentationModule,
             L.LightningDataModule,
@@ -133,6 +125,8 @@ class OrgansegCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle what the run folder has to say before data are touched."""
         self.run_folder = RunFolder(Path(self._get(self.config, "out")))
+        if not self._fitting and not self.says_out:  # a run that was moved since its config was written
+            self.run_folder = run_of(self._get(self.config, "ckpt_path")) or self.run_folder
         self.fresh = bool(self._get(self.config, "overwrite"))
         self.shard = Shard.parse(self._get(self.config, "shard", "0/1"))
         guard_ranks(self._get(self.config, "rank_timeout_s"))
@@ -295,21 +289,9 @@ class OrgansegCLI(LightningCLI):
     def _evaluate(self, stage: Any, model: L.LightningModule, datamodule: Any, ckpt_path: Any) -> None:
         if not ckpt_path:
             raise UsageError("say which checkpoint: --ckpt_path RUN/checkpoints/last.ckpt")
-        record = load_checkpoint(Path(ckpt_path)).get("organseg")
-        if not isinstance(record, dict):
-            raise IntegrityError(f"{ckpt_path}: not a checkpoint of organseg; train one with `organseg fit`")
-        # Another fold's patients were trained on: their scores would be no test at all.
-        method = [key for key in self.wanted if key.startswith("model.") and not key.startswith(_NOT_THE_NETWORK)]
-        differences = [
-            f"{key}: trained with {record['identity'].get(key)}, asked for {self.wanted.get(key)}"
-            for key in (*method, *_PATIENTS)
-            if record["identity"].get(key) != self.wanted.get(key)
-        ]
-        if differences:
-            raise IntegrityError(f"{ckpt_path}: does not belong to this config\n  " + "\n  ".join(differences))
-        its_own = Path(ckpt_path).resolve().is_relative_to(self.run_folder.path.resolve())
-        if self.subcommand == "test" and its_own and record["identity"].get(_POSITION) != self.wanted.get(_POSITION):
-            raise UsageError(f"{_POSITION}: {self.wanted[_POSITION]} is no result of {self.run_folder.path}: add --out")
+        refuse_other_run(Path(ckpt_path), self.wanted, datamodule.content_hash)
+        if self.subcommand == "test":
+            refuse_no_result(Path(ckpt_path), self.wanted, self.run_folder)
         if self.shard.count > 1:
             made_of = [__version__, verify_checkpoint(Path(ckpt_path)), self.wanted, datamodule.content_hash]
             datamodule.results = CaseResults(self.run_folder.path / "test", self.shard, made_of)
@@ -318,8 +300,7 @@ class OrgansegCLI(LightningCLI):
 
 def run_lightning(argv: Sequence[str], command: type[OrgansegCLI] = OrgansegCLI) -> int:
     """Run `fit`, `validate` or `test`; returns the exit code."""
-    argv, trusted = _take_trusted(argv)
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=TRUSTED + trusted)
+    trust()
     keep_freed_memory()
     quieten()
     try:
@@ -327,7 +308,7 @@ def run_lightning(argv: Sequence[str], command: type[OrgansegCLI] = OrgansegCLI)
     except _Finished:
         print("organseg: this run is finished; nothing to do (--overwrite starts anew)")
     except Exception as error:
-        known = _known_cause(error) or lost_rank(error)
+        known = known_cause(error)
         if known and launched_by_rank_0() and _rank_0_ends():
             return known.exit_code  # all ranks fail alike, and rank 0 has said why
         if known:
@@ -344,25 +325,6 @@ def _rank_0_ends(within_s: float = 10.0) -> bool:
     while os.getppid() == rank_0 and time.monotonic() < deadline:
         time.sleep(0.05)
     return os.getppid() != rank_0
-
-
-def _known_cause(error: BaseException | None) -> OrgansegError | None:
-    """The error of ours inside those that the parser wrapped around it."""
-    while error is not None and not isinstance(error, OrgansegError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _take_trusted(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split off `--trust-import MODULE` (any number of times)."""
-    rest, trusted = [], []
-    arguments = iter(argv)
-    for argument in arguments:
-        if argument == "--trust-import":
-            trusted.append(next(arguments, ""))
-        else:
-            rest.append(argument)
-    return rest, trusted
 
 
 def quieten() -> None:

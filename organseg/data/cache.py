@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from organseg.data.sealed import Kind, PlaneReader, SealedFile, opened, read_header, verify_sealed, write_sealed
+from organseg.data.sealed import (
+    Kind,
+    PlaneReader,
+    SealedFile,
+    file_state,
+    opened,
+    read_header,
+    require_digest,
+    verify_sealed,
+    write_sealed,
+)
 from organseg.errors import IntegrityError
 
 SCHEMA = 1
@@ -89,6 +99,14 @@ def write_case(path: Path, header: CaseHeader, arrays: CaseArrays) -> None:
     write_sealed(path, CASE, asdict(header), volumes, tables)
 
 
+def value_counts(label: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """[256] voxels of each value of a label map [Z, Y, X], slice by slice: numpy would count in a copy as int64."""
+    counts = np.zeros(256, dtype=np.int64)
+    for plane in label:
+        counts += np.bincount(plane.ravel(), minlength=256)
+    return counts
+
+
 def organ_counts(label: NDArray[np.uint8], organs: int) -> NDArray[np.int32]:
     """Voxels of each organ in each slice: [Z, Y, X] -> [Z, K]."""
     counts = [np.bincount(plane.ravel(), minlength=256)[1 : organs + 1] for plane in label]
@@ -110,15 +128,18 @@ class CachedCase:
     """A published case, opened lazily in the process that reads it; picklable.
 
     Raises:
-        IntegrityError: On first use, if the file is missing, damaged, of a newer schema, or not such a file at all.
+        IntegrityError: On use, if the file is missing, damaged, of a newer schema, not such a file at all, or was
+            replaced by another one since it was first used.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._state: tuple[int, ...] | None = None
 
     @cached_property
     def digest(self) -> str:
         """The content hash, checked against every byte of the file."""
+        self._state = file_state(self.path)
         return verify_sealed(self.path, CASE)
 
     @cached_property
@@ -175,7 +196,10 @@ class CachedCase:
 
     @contextmanager
     def _opened(self) -> Iterator[SealedFile]:
-        _ = self.digest
+        digest, state = self.digest, file_state(self.path)
+        if state != self._state:  # replaced since it was verified: what is known of it is of another file
+            require_digest(self.path, CASE, digest)
+            self._state = state
         with opened(self.path, CASE) as file:
             yield file
 
@@ -183,8 +207,9 @@ class CachedCase:
 class SliceReader(PlaneReader):
     """Reads slices and boxes of many cases."""
 
-    def __init__(self, paths: Sequence[Path], max_open: int = 64) -> None:
-        super().__init__(paths, CASE, ("image", "label"), max_open)
+    def __init__(self, cases: Sequence[CachedCase], max_open: int = 64) -> None:
+        digests = [case.digest for case in cases]
+        super().__init__([case.path for case in cases], digests, CASE, ("image", "label"), max_open)
 
     def read(self, case: int, z: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Image and label [Y, X] of slice z of a case."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from organseg.anatomy import ORGANS
 from organseg.batch import IGNORE
+from organseg.data.cache import value_counts
 from organseg.data.manifest import CaseEntry, Manifest
 from organseg.errors import Fault, InputError
 from organseg.files import sha256_of
@@ -46,6 +47,8 @@ def examine(manifest: Manifest, case: CaseEntry) -> Examined:
     Raises:
         InputError: With every fault found, if one of them forbids the use.
     """
+    # Hashed before they are read: a file that changes in between is found to be another one next time.
+    image_sha256, label_sha256 = _sha256_of(case.image), _sha256_of(case.label)
     options = {"case": case.id, "root": manifest.root, "affine_source": manifest.affine}
     image, faults = _attempt(
         read_image, case.image, **options, modality=manifest.modality, assume_affine=manifest.assume_affine
@@ -71,8 +74,15 @@ def examine(manifest: Manifest, case: CaseEntry) -> Examined:
     if stored is None:
         stored = np.zeros(image.array.shape, dtype=np.uint8)
     faults += _implausible(manifest, case, image, stored)
-    label_sha256 = sha256_of(case.label) if case.label else ""
-    return Examined(image, stored, tuple(faults), sha256_of(case.image), label_sha256)
+    return Examined(image, stored, tuple(faults), image_sha256, label_sha256)
+
+
+def _sha256_of(path: Path | None) -> str:
+    """Of a file's bytes; "" where there is none that can be read, which is told on reading it."""
+    try:
+        return sha256_of(path) if path and path.is_file() else ""  # a FIFO would be waited for
+    except OSError:
+        return ""
 
 
 def _on_the_grid_of(image: Volume, label: Volume) -> Volume:
@@ -95,7 +105,7 @@ def _attempt(
 
 def _renumber(manifest: Manifest, case: CaseEntry, label: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[Fault]]:
     """The file's integers to the cache's, and what does not fit the partial-label contract."""
-    values = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
+    values = np.flatnonzero(value_counts(label))
     table = np.zeros(256, dtype=np.uint8)
     table[IGNORE] = IGNORE
     faults = []
@@ -114,7 +124,7 @@ def _renumber(manifest: Manifest, case: CaseEntry, label: NDArray[np.uint8]) -> 
 
 def _implausible(manifest: Manifest, case: CaseEntry, image: Volume, label: NDArray[np.uint8]) -> list[Fault]:
     """Warnings: absent organs, volumes and intensities that no adult has, left and right swapped."""
-    counts = np.bincount(label.ravel(), minlength=256)
+    counts = value_counts(label)
     millilitres = counts * float(np.prod(image.spacing)) / 1000
     faults = []
 
@@ -177,7 +187,7 @@ def check_case(manifest: Manifest, case: CaseEntry) -> Finding:
         examined = examine(manifest, case)
     except InputError as error:
         return Finding(manifest.name, case.id, error.faults, (), "")
-    counts = np.bincount(examined.label.ravel(), minlength=256)[1 : len(manifest.organs) + 1]
+    counts = value_counts(examined.label)[1 : len(manifest.organs) + 1]
     return Finding(manifest.name, case.id, examined.warnings, tuple(counts.tolist()), examined.image_sha256)
 
 

@@ -48,6 +48,8 @@ def split(
         UsageError: If there are fewer patients than folds, or nobody is left to train on.
     """
     names = sorted(set(patients.values()))
+    if folds < 2:
+        raise UsageError(f"folds: found {folds}, expected at least 2: nobody would be left to train on")
     if not 0 <= fold < folds:
         raise UsageError(f"fold {fold} does not exist: with folds={folds} it is 0..{folds - 1}")
     if len(names) < folds:
@@ -85,10 +87,13 @@ def hold_out(patients: Mapping[str, str], tested: Collection[str], *, val_share:
 
 def _divide(patients: Mapping[str, str], tested: Collection[str], val_share: float, seed: int) -> Split:
     """The split with these patients tested, and validation patients drawn from the others."""
+    if not 0 <= val_share < 1:
+        raise UsageError(f"val_share: found {val_share}, expected 0 or more, and below 1")
     others = [name for name in sorted(set(patients.values())) if name not in tested]
     count = max(1, round(val_share * len(others))) if val_share > 0 else 0
     if count >= len(others):
-        raise UsageError(f"val_share {val_share} leaves no patient of {len(others)} to train on; set it lower")
+        remedy = "set it lower" if count else "leave patients to train on"
+        raise UsageError(f"val_share {val_share} leaves no patient of {len(others)} to train on; {remedy}")
     chosen = np.random.default_rng([seed, 1]).permutation(len(others))[:count]
     validating = {others[i] for i in chosen}
 

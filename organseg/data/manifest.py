@@ -7,6 +7,7 @@ fact. Not in `annotated`: unknown, and never background.
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ class CaseEntry:
         label: Absolute path, or None for an unlabelled case.
         annotated: Organs whose truth is known, hidden ones left out.
         hidden: Organs whose voxels are zeroed on reading and become unknown.
-        patient: Who it is; cases of one patient never lie in two folds.
+        patient: Who it is, the same name in all data sets; None where nobody says. Cases of one patient never lie in
+            two folds.
     """
 
     id: str
@@ -43,7 +45,7 @@ class CaseEntry:
     label: Path | None
     annotated: frozenset[str]
     hidden: frozenset[str]
-    patient: str
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,15 @@ class Manifest:
         return tuple(self.labels[value] for value in sorted(self.labels))
 
     def patient_of(self, case: CaseEntry) -> str:
-        """Who a case is among all data sets: an id alone is unique in its own only."""
-        return case.patient if case.patient != case.id else f"{self.name}/{case.id}"
+        """Who a case is among all data sets; where nobody says, its id, which is unique in its own data set only."""
+        if case.patient is not None:
+            return case.patient
+        return case.id if case.id in self._named_patients else f"{self.name}/{case.id}"
+
+    @cached_property
+    def _named_patients(self) -> frozenset[str | None]:
+        # `{id: p1}` and `{id: p1_later, patient: p1}` are one person.
+        return frozenset(case.patient for case in self.cases)
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -166,8 +175,8 @@ class _Parser:
         if annotated and label is None:
             self.fault(where, "annotated organs without a label file; give `label` or `annotated: []`")
         hidden = hidden | self.organs(where, entry.get("hide", []), organs)
-        patient = _text(entry.get("patient", name))
-        if not patient and name:
+        patient = _text(entry["patient"]) if "patient" in entry else None
+        if patient == "":
             self.fault(where, f"patient: found {entry['patient']!r:.40}, expected a name")
         return CaseEntry(name, image, label, annotated - hidden, hidden, patient)
 
@@ -231,7 +240,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
                 entry["annotated"] = sorted(case.annotated)
         if case.hidden:
             entry["hide"] = sorted(case.hidden)
-        if case.patient != case.id:
+        if case.patient is not None:
             entry["patient"] = case.patient
         cases.append(entry)
     head: dict[str, Any] = {

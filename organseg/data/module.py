@@ -252,7 +252,7 @@ class CaseSamples(Dataset[dict[str, Any]]):
     ) -> None:
         self.plan = plan
         self.pseudo = pseudo
-        self.reader = SliceReader([case.cached.path for case in cases])
+        self.reader = SliceReader([case.cached for case in cases])
         self.lookups = [case.lookup for case in cases]
         self.known = [case.known for case in cases]
         self.keys = [case.key for case in cases]

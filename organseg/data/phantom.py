@@ -126,7 +126,7 @@ def write_cohort(
     name, labels = ("mirrored", MIRRORED_LABELS) if mirrored else ("phantom", PHANTOM_LABELS)
     everything = frozenset(labels.values())  # also in a case without gallbladder: absent is a known fact
     entries = [
-        CaseEntry(case, root / f"img/{case}.nii.gz", root / f"label/{case}.nii.gz", everything, frozenset(), case)
+        CaseEntry(case, root / f"img/{case}.nii.gz", root / f"label/{case}.nii.gz", everything, frozenset())
         for case in _names(cases)
     ]
     write_manifest(manifest, Manifest(name, "CT", dict(labels), root, tuple(entries)))

@@ -5,6 +5,8 @@ header. Any number of preparers may work on one cache at once: each publishes wh
 bytes.
 """
 
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +17,14 @@ import numpy as np
 
 from organseg.data.cache import CachedCase, CaseArrays, CaseHeader, NewerSchemaError, write_case
 from organseg.data.check import examine
-from organseg.data.cohort import write_index
+from organseg.data.cohort import read_digests, write_index
 from organseg.data.fingerprint import write_fingerprint
 from organseg.data.manifest import CaseEntry, Manifest
 from organseg.data.shards import Shard, forget_shards, record_shard
-from organseg.errors import Fault, InputError, IntegrityError, StorageError
-from organseg.files import reap_stale, sha256_of
+from organseg.errors import Fault, InputError, IntegrityError, StorageError, UsageError
+from organseg.files import reap_stale, remove, sha256_of
 from organseg.processes import in_processes
-from organseg.volumes import WorkingGrid, resample_image, resample_label, spacing_of, spacing_on
+from organseg.volumes import MAX_AXIS, MAX_VOXELS, WorkingGrid, resample_image, resample_label, spacing_of, spacing_on
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,18 @@ def prepare(
 
     Raises:
         StorageError: If the cache cannot be written; before anything is decoded where that is known.
+        UsageError: If another data set of the same name is there.
     """
     folder = cache / manifest.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be made: {error.strerror}; choose another --out") from error
+    if not os.access(folder, os.W_OK):
+        raise StorageError(f"{folder}: cannot be written: no permission, or read-only; choose another --out")
+    _refuse_namesake(manifest, folder)
     reap_stale(folder)
-    (folder / f"{shard.name}.json").unlink(missing_ok=True)
+    remove(folder / f"{shard.name}.json")
     digests: dict[str, str] = {}
     for prepared in in_processes(partial(prepare_case, manifest, folder, grid), shard.of(manifest.cases), processes):
         if prepared.digest:
@@ -81,6 +87,23 @@ def prepare(
     write_index(folder, digests)
 
 
+def _refuse_namesake(manifest: Manifest, folder: Path) -> None:
+    """Refuse to replace another data set of the same name.
+
+    Raises:
+        UsageError: If one is prepared there, and no case is in both.
+    """
+    try:
+        there = set(read_digests(folder))
+    except IntegrityError:
+        return  # nothing complete is there
+    if there and there.isdisjoint(case.id for case in manifest.cases):
+        raise UsageError(
+            f"{folder}: another data set named {manifest.name!r} is prepared here, with other cases "
+            f"({', '.join(sorted(there)[:3])} ...): give one of the two another `name`, or remove the folder"
+        )
+
+
 def prepare_case(manifest: Manifest, folder: Path, grid: WorkingGrid, case: CaseEntry) -> Prepared:
     """Prepare one case, unless it is current."""
     path = folder / f"{case.id}.h5"
@@ -91,10 +114,16 @@ def prepare_case(manifest: Manifest, folder: Path, grid: WorkingGrid, case: Case
         examined = examine(manifest, case)
     except InputError as error:
         # An old file of a case that is refused now must not be trained on.
-        path.unlink(missing_ok=True)
+        remove(path)
         return Prepared(case.id, "", False, error.faults)
     image, label = examined.image, examined.label
     shape = grid.shape(image.shape, image.spacing)
+    if max(shape) > MAX_AXIS or math.prod(shape) > MAX_VOXELS:
+        remove(path)
+        expected = f"at most {MAX_AXIS} an axis and {MAX_VOXELS} voxels"
+        found = " x ".join(map(str, shape))
+        remedy = "set a coarser --spacing (mm) or a smaller --size"
+        return Prepared(case.id, "", False, (Fault(case.id, case.image.name, "working grid", found, expected, remedy),))
     resampled = shape != image.shape
     header = CaseHeader(
         key=f"{manifest.name}/{case.id}",

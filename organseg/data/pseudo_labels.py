@@ -131,8 +131,10 @@ class RoundLabels:
         self.place = {
             number: place for place, number in enumerate(n for n, key in enumerate(keys) if key in relabelled)
         }
-        self.reader = PlaneReader([path_of(folder, keys[number]) for number in self.place], PSEUDO_LABELS, ("label",))
-        self._counts = {number: _read_counts(path_of(folder, keys[number])) for number in self.place}
+        paths = [path_of(folder, keys[number]) for number in self.place]
+        digests, counts = zip(*map(_digest_and_counts, paths), strict=True) if paths else ((), ())
+        self.reader = PlaneReader(paths, digests, PSEUDO_LABELS, ("label",))
+        self._counts = dict(zip(self.place, counts, strict=True))
 
     def plane(self, number: int, z: int) -> NDArray[np.uint8] | None:
         """Pseudo-labels [Y, X] of slice z of a case, channel + 1."""
@@ -147,11 +149,10 @@ class RoundLabels:
         return self._counts.get(number)
 
 
-def _read_counts(path: Path) -> NDArray[np.int32]:
-    verify_sealed(path, PSEUDO_LABELS)
+def _digest_and_counts(path: Path) -> tuple[str, NDArray[np.int32]]:
+    digest = verify_sealed(path, PSEUDO_LABELS)
     with opened(path, PSEUDO_LABELS) as file:
-        counts: NDArray[np.int32] = file["organ_counts"][()]
-        return counts
+        return digest, file["organ_counts"][()]
 
 
 def exists(folder: Path, key: str, made_by: str) -> bool:

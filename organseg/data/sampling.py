@@ -58,11 +58,6 @@ class SlicePlan:
     def _alternates(self) -> bool:
         return self.batch_size == 1 and bool(self.by_organ)
 
-    @property
-    def steps_per_pass(self) -> float:
-        """Batches after which every slice was seen once."""
-        return len(self.slices) / self.walked * (2 if self._alternates else 1)
-
     def draw(self, step: int, position: int) -> Draw:
         """The sample at a position (0..batch_size - 1) of the global batch of a step (0, 1, ...)."""
         rng = np.random.default_rng([self.seed, self.phase, step, position])

@@ -24,7 +24,18 @@ from numpy.typing import NDArray
 from organseg.errors import IntegrityError
 from organseg.files import publish
 
-__all__ = ["Kind", "PlaneReader", "SealedFile", "open_sealed", "opened", "read_header", "verify_sealed", "write_sealed"]
+__all__ = [
+    "Kind",
+    "PlaneReader",
+    "SealedFile",
+    "file_state",
+    "open_sealed",
+    "opened",
+    "read_header",
+    "require_digest",
+    "verify_sealed",
+    "write_sealed",
+]
 
 _BLOCK = 512
 _CHUNK = (1, 128, 128)
@@ -110,6 +121,16 @@ def verify_sealed(path: Path, kind: Kind) -> str:
     return head[len(kind.magic) :].split(b"\n")[0].decode()
 
 
+def require_digest(path: Path, kind: Kind, digest: str) -> None:
+    """Verify that a file is the one with this content hash.
+
+    Raises:
+        IntegrityError: If it is missing, damaged or another one.
+    """
+    if verify_sealed(path, kind) != digest:
+        raise kind.broken(path, f"another {kind.what} than when it was first read", "files that stay as they are")
+
+
 def open_sealed(path: Path, kind: Kind) -> SealedFile:
     """Open a file whose digest was checked: whoever can write one can also make a right digest.
 
@@ -170,7 +191,7 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _state(path: Path) -> tuple[int, ...] | None:
+def file_state(path: Path) -> tuple[int, ...] | None:
     """What changes when a file is replaced or written to; None where there is none."""
     try:
         found = path.stat()
@@ -184,13 +205,17 @@ class PlaneReader:
 
     Args:
         paths: The files.
+        digests: Their content hashes: a file that was replaced by another one is refused.
         kind: Theirs.
         names: The volumes whose slices are wanted.
         max_open: Files that are open at a time.
     """
 
-    def __init__(self, paths: Sequence[Path], kind: Kind, names: Sequence[str], max_open: int = 64) -> None:
+    def __init__(
+        self, paths: Sequence[Path], digests: Sequence[str], kind: Kind, names: Sequence[str], max_open: int = 64
+    ) -> None:
         self.paths = list(paths)
+        self.digests = list(digests)
         self.kind = kind
         self.names = tuple(names)
         self.max_open = max_open
@@ -216,9 +241,9 @@ class PlaneReader:
             self._files, self._pid = OrderedDict(), os.getpid()
         if number not in self._files:
             path = self.paths[number]
-            state = _state(path)
+            state = file_state(path)
             if state is None or state != self._verified.get(number):
-                verify_sealed(path, self.kind)
+                require_digest(path, self.kind, self.digests[number])
                 self._verified[number] = state  # to read all of it whenever it is opened again would cost far more
             file = open_sealed(path, self.kind)
             self._files[number] = (file, [file[name] for name in self.names])

@@ -12,6 +12,7 @@ from organseg.data.cohort import CohortCase, CohortOptions
 from organseg.data.module import CaseDataModule, CaseSamples
 from organseg.data.pseudo_labels import RoundLabels, merge
 from organseg.data.sampling import SlicePlan
+from organseg.errors import UsageError
 from organseg.volumes import Preprocessing
 
 
@@ -76,6 +77,9 @@ class SliceSamples(CaseSamples):
         preprocessing: Of all cases.
         augmentation: Random changes, or None.
         pseudo: Pseudo-labels of the cases.
+
+    Raises:
+        UsageError: If their slices have different sizes.
     """
 
     def __init__(
@@ -87,6 +91,14 @@ class SliceSamples(CaseSamples):
         pseudo: RoundLabels | None = None,
     ) -> None:
         super().__init__(cases, plan, preprocessing, pseudo)
+        first = cases[0]
+        other = next((case for case in cases if case.cached.shape[1:] != first.cached.shape[1:]), None)
+        if other and plan.batch_size > 1:
+            sizes = [f"{case.key} ({' x '.join(map(str, case.cached.shape[1:]))})" for case in (first, other)]
+            raise UsageError(
+                f"slices of {' and '.join(sizes)} make no batch: prepare with --size N, which gives all slices N x N "
+                "pixels, or train on patches (PatchDataModule)"
+            )
         floors = {normalisation.floor for normalisation in self.normalisations}
         self.transforms = {floor: augmentation.compose(floor) for floor in floors} if augmentation else {}
 

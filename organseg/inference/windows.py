@@ -85,7 +85,7 @@ def _planes(
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
-    """First indices of the fewest windows that cover an axis with at least this overlap, evenly spread."""
+    """First indices of the fewest windows that cover an axis with this overlap or a voxel less; evenly spread."""
     step = max(1.0, window * (1 - overlap))
     count = int(np.ceil((length - window) / step)) + 1
     return [round(start) for start in np.linspace(0, length - window, count)]

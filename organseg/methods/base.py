@@ -60,6 +60,9 @@ class SegmentationModule(L.LightningModule):
     afresh: bool = False
     """Whether new weights are kept where the method would begin with others'."""
 
+    keep: Callable[[int, Tensor], None] | None = None
+    """Who wants to see the probabilities of a prediction, slab by slab."""
+
     def __init__(
         self,
         organs: Sequence[str],
@@ -233,4 +236,4 @@ class SegmentationModule(L.LightningModule):
 
     def predict_step(self, case: WholeCase | None, batch_idx: int) -> NDArray[np.uint8] | None:
         """Labels [Z, Y, X] in the input's own geometry (LPS); None for an input that was refused."""
-        return None if case is None else self.segment(case)
+        return None if case is None else self.segment(case, self.keep)

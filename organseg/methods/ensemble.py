@@ -47,6 +47,7 @@ class Ensemble(L.LightningModule):
         self.changes = tuple(changes)
         self.organs = first.organs
         self.preprocessing = first.preprocessing
+        self.keep: Callable[[int, Tensor], None] | None = None
         self._centres: list[Tensor | None] = [None] * len(members)
         """Of each member, [K, 3] mm: where it takes the organs of the case to be that is being segmented."""
 
@@ -81,7 +82,7 @@ class Ensemble(L.LightningModule):
 
     def predict_step(self, case: WholeCase | None, batch_idx: int) -> NDArray[np.uint8] | None:
         """Labels [Z, Y, X] in the input's own geometry (LPS); None for an input that was refused."""
-        return None if case is None else self.segment(case)
+        return None if case is None else self.segment(case, self.keep)
 
     def transfer_batch_to_device(self, batch: WholeCase | None, device: torch.device, dataloader_idx: int) -> object:
         """Whole cases stay where they are: their slabs travel."""

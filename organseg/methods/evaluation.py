@@ -107,8 +107,11 @@ class CaseEvaluation:
         Raises:
             RuntimeError: If a case was not scored exactly once.
         """
-        table = self.trainer.strategy.reduce(self.table.to(self.trainer.strategy.root_device), reduce_op="sum")
-        seen = self.trainer.strategy.reduce(self.seen.to(self.trainer.strategy.root_device), reduce_op="sum")
+        table, seen = self.table, self.seen
+        if self.trainer.world_size > 1:  # alone it stays on the CPU: not every device knows float64
+            strategy = self.trainer.strategy
+            table = strategy.reduce(table.to(strategy.root_device), reduce_op="sum")
+            seen = strategy.reduce(seen.to(strategy.root_device), reduce_op="sum")
         wrong = [key for key, count in zip(self.keys, seen.tolist(), strict=True) if count != 1]
         if wrong and self._all_wanted:
             msg = f"cases {wrong} were not scored exactly once"

@@ -36,6 +36,7 @@ class CaseDice(Metric):
         if (self.evaluated > 1).any():
             twice = (self.evaluated > 1).any(1).nonzero().flatten().tolist()
             raise RuntimeError(f"cases {twice} were counted more than once; use a sampler that repeats no case")
-        total = self.preds + self.label
-        score = torch.where(total > 0, 2 * self.intersection.double() / total, 1.0)
-        return (score * self.evaluated).sum(0) / self.evaluated.sum(0)
+        # On the CPU: not every device knows float64.
+        intersection, total, evaluated = self.intersection.cpu(), (self.preds + self.label).cpu(), self.evaluated.cpu()
+        score = torch.where(total > 0, 2 * intersection.double() / total, 1.0)
+        return (score * evaluated).sum(0) / evaluated.sum(0)

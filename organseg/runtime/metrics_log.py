@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from organseg.errors import StorageError
 from organseg.files import publish_text
 
 HEADER = ["step", "metric", "value"]
@@ -20,6 +22,7 @@ class MetricsLog(Logger):
 
     A resumed run logs some steps again. The first number of an earlier step than the last one in the file drops all
     lines from that step on, so that the file reads as if nothing had happened. What is logged twice is written once.
+    Where the disk is full, one warning is given, and training goes on.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,6 +30,7 @@ class MetricsLog(Logger):
         self.path = path
         self._last_step: int | None = None
         self._last_rows: list[tuple[int, str, str]] = []
+        self._failed = False
 
     @property
     def name(self) -> str:
@@ -49,11 +53,16 @@ class MetricsLog(Logger):
         rows = [(step, name, repr(float(value))) for name, value in sorted(metrics.items()) if name != "epoch"]
         if rows == self._last_rows:
             return
-        if self._last_step is None or step < self._last_step:
-            self._keep_before(step)
+        try:
+            if self._last_step is None or step < self._last_step:
+                self._keep_before(step)
+            with self.path.open("a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows(rows)
+        except (OSError, StorageError) as error:
+            if not self._failed:
+                print(f"organseg: warning: {self.path}: {error}; going on without these numbers", file=sys.stderr)
+            self._failed = True
         self._last_step, self._last_rows = step, rows
-        with self.path.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
 
     def _keep_before(self, step: int) -> None:
         text = io.StringIO()

@@ -5,6 +5,7 @@ what a step draws depend on the step alone. Between a batch that validation foll
 saved: resuming there would skip it.
 """
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from torch import Tensor, nn
 
 from organseg.errors import Interrupted, NumericsError
 from organseg.processes import STOP
@@ -106,30 +108,50 @@ def _validation_follows(trainer: L.Trainer, batch_idx: int) -> bool:
 
 
 class FiniteLoss(Callback):
-    """Stops a diverged run instead of training on NaN to the end.
+    """Leaves out steps without a finite gradient, and stops a diverged run instead of training on NaN to the end.
+
+    A step that is left out changes nothing: no weight, no state of the optimiser, no running mean of a BatchNorm.
 
     Args:
-        patience: Steps in a row without a finite loss before it stops.
+        patience: Steps in a row without a finite gradient before it stops.
     """
 
     def __init__(self, patience: int = 10) -> None:
         self.patience = patience
         self.bad = 0
+        self._cases: list[str] = []
+        self._statistics: list[tuple[Tensor, Tensor]] = []
+        """Buffers of normalisations, and what they held before the step."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember what the step will change in the forward pass."""
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        self._cases = sorted(set(batch["case"]))
+        norms = (module for module in pl_module.modules() if isinstance(module, nn.modules.batchnorm._NormBase))
+        self._statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Drop a gradient that is not finite, on all ranks alike: it is synchronised already."""
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        norms = torch._foreach_norm(gradients)
+        parameters = [p for p in pl_module.parameters() if p.grad is not None]
+        norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
         if torch.stack(norms).sum().isfinite():
             self.bad = 0
             return
-        for gradient in gradients:
-            gradient.zero_()
+        for parameter in parameters:
+            parameter.grad = None  # a gradient of zero would still move weights, by momentum and decay
+        for buffer, before in self._statistics:
+            buffer.copy_(before)
         self.bad += 1
         if self.bad >= self.patience:
             raise NumericsError(
                 f"no finite gradient in {self.bad} steps in a row up to step {trainer.global_step}; the last good "
                 "checkpoint is kept: lower the learning rate"
             )
+        cases = f"{', '.join(self._cases[:3])}{' ...' if len(self._cases) > 3 else ''}"
+        print(f"organseg: warning: step {trainer.global_step} has no finite gradient, and is left out (rank "
+              f"{trainer.global_rank}: {cases})", file=sys.stderr)  # fmt: skip

@@ -8,6 +8,7 @@ difference (DESIGN.md 4).
 import fcntl
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from organseg.files import publish_text, reap_stale
 _OWN = ("run.json", "config.yaml", "metrics.csv", "checkpoints", "test", "report", "pseudo_labels", "prior",
         "journal.jsonl", "wandb", "wandb_id", "wandb_stopped", "[0-9][0-9]_round*")  # fmt: skip
 """What organseg writes into a run folder: `--overwrite` removes these and nothing else."""
+
+DATA = "data content"
+"""The key of the data's hash in a run's identity."""
 
 _FREE = {
     "trainer": ("accelerator", "devices", "num_nodes", "strategy", "logger", "callbacks", "default_root_dir",
@@ -112,11 +116,14 @@ class RunFolder:
             raise StorageError(f"{self.path}: cannot be written: {error.strerror}; choose another --out") from error
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             file.close()
             raise UsageError(
                 f"{self.path}: another `fit` is at work here; wait for it, or choose another --out"
             ) from error
+        except OSError as error:
+            print(f"organseg: warning: {self.path}: no lock on this file system ({error.strerror}): see to it that no "
+                  "other `fit` works here", file=sys.stderr)  # fmt: skip
         return file
 
     def compare(self, record: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

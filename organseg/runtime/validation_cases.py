@@ -42,7 +42,7 @@ class ValidationCases(Callback):
         method: Any = pl_module
         score, gather = method.val_dice, trainer.strategy.reduce
         counts = (score.intersection, score.preds, score.label, score.evaluated)
-        inside, preds, label, known = (gather(count.clone(), reduce_op="sum").double().cpu() for count in counts)
+        inside, preds, label, known = (gather(count.clone(), reduce_op="sum").cpu().double() for count in counts)
         dsc = torch.where(preds + label > 0, 2 * inside / (preds + label), 1.0)
         dsc = torch.where(known > 0, dsc, torch.nan)
         keys = method.source.case_keys("validate")

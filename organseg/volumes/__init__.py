@@ -1,8 +1,9 @@
 """One scan in memory and on disk: orientation, NIfTI in and out, resampling (DESIGN.md section 1)."""
 
 from organseg.volumes.geometry import AffineSource, compare_geometry
+from organseg.volumes.header import MAX_AXIS, MAX_VOXELS
 from organseg.volumes.intensity import Normalisation, fit_normalisation, own_normalisation
-from organseg.volumes.nifti import Grid, read_grid, read_image, read_label, write_image, write_label, write_map
+from organseg.volumes.nifti import read_image, read_label, write_image, write_label, write_map
 from organseg.volumes.orientation import canonical_affine, canonical_shape, spacing_of, to_canonical, to_file
 from organseg.volumes.preprocessing import Preprocessing
 from organseg.volumes.resample import linear_weights, resample_image, resample_label, resampled_affine
@@ -10,8 +11,9 @@ from organseg.volumes.volume import Volume
 from organseg.volumes.working_grid import WorkingGrid, affine_on, spacing_on
 
 __all__ = [
+    "MAX_AXIS",
+    "MAX_VOXELS",
     "AffineSource",
-    "Grid",
     "Normalisation",
     "Preprocessing",
     "Volume",
@@ -23,7 +25,6 @@ __all__ = [
     "fit_normalisation",
     "linear_weights",
     "own_normalisation",
-    "read_grid",
     "read_image",
     "read_label",
     "resample_image",

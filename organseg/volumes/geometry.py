@@ -190,12 +190,12 @@ def compare_geometry(image: Volume, label: Volume, *, case: str, path: str = "la
     remedy = "pair the right files, or resample the label to the image's grid"
     if image.shape != label.shape:
         return [Fault(case, path, "shape", f"{label.shape} (z, y, x)", f"the image's {image.shape}", remedy)]
-    wanted, found = image.index_to_mm, label.index_to_mm
-    axes_gap = np.abs(wanted[:3, :3] - found[:3, :3]).max()
-    # Where flips moved the origin to another corner, a tolerable gap in the axes adds up there: then the files' count.
-    origin_gap = min(np.abs(wanted - found)[:3, 3].max(), np.abs(image.affine - label.affine)[:3, 3].max())
-    if max(axes_gap, origin_gap) <= _MAX_DIFFERENCE:
+    gaps = np.abs(image.index_to_mm - label.index_to_mm)
+    # Where flips moved the origin to another corner, a tolerable gap in the axes adds up there: then the files' own
+    # affines count, with their axes: one origin with flipped axes is another grid.
+    if min(gaps.max(), np.abs(image.affine - label.affine).max()) <= _MAX_DIFFERENCE:
         return []
+    axes_gap, origin_gap = gaps[:3, :3].max(), gaps[:3, 3].max()
     expected = f"the image's affine within {_MAX_DIFFERENCE:g}"
     gap = f"axes that differ by {axes_gap:.3g}, an origin by {origin_gap:.3g} mm"
     return [Fault(case, path, "affine", gap, expected, remedy)]

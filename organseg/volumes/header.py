@@ -14,8 +14,8 @@ from organseg.volumes.findings import Findings
 from organseg.volumes.geometry import AffineSource, RawHeader, choose_affine
 from organseg.volumes.stream import ByteStream
 
-_MAX_AXIS = 4096
-_MAX_VOXELS = 2**31
+MAX_AXIS = 4096
+MAX_VOXELS = 2**31
 _MAX_EXTENSION = 16 * 2**20
 _KINDS = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
@@ -118,8 +118,8 @@ def _shape(fields: RawHeader, findings: Findings) -> tuple[int, int, int] | None
     if len(axes) not in (3, 4) or axes[3:] not in ([], [1]):
         findings.refuse("dim", found, "3 axes, or 4 with one frame", "split the file into one 3D scan each")
         return None
-    if not all(1 <= axis <= _MAX_AXIS for axis in axes) or math.prod(axes) > _MAX_VOXELS:
-        expected = f"each axis 1 to {_MAX_AXIS}, at most {_MAX_VOXELS} voxels"
+    if not all(1 <= axis <= MAX_AXIS for axis in axes) or math.prod(axes) > MAX_VOXELS:
+        expected = f"each axis 1 to {MAX_AXIS}, at most {MAX_VOXELS} voxels"
         findings.refuse("dim", found, expected, "crop or resample the scan, or correct the header")
         return None
     if len(axes) == 4:

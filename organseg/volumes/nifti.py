@@ -7,7 +7,6 @@ the input's own grid, and the same input gives the same bytes.
 import gzip
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -19,43 +18,12 @@ from organseg.files import publish
 from organseg.volumes.findings import Findings
 from organseg.volumes.geometry import AffineSource, RawHeader, difference
 from organseg.volumes.header import Header, read_header
-from organseg.volumes.orientation import canonical_shape, spacing_of, to_file
+from organseg.volumes.orientation import spacing_of, to_file
 from organseg.volumes.stream import ByteStream, open_stream
 from organseg.volumes.values import ImageSink, LabelSink
 from organseg.volumes.volume import Volume
 
 _SLAB_BYTES = 4 * 2**20  # small enough to stay in the processor's cache between its steps
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A file's grid, known from its header alone.
-
-    Attributes:
-        shape: [Z, Y, X] of the canonical array.
-        spacing: (z, y, x) in mm.
-        affine: 4 x 4 float64, the file's voxel (x, y, z) -> world RAS, mm.
-    """
-
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    affine: np.ndarray
-
-
-def read_grid(
-    path: Path,
-    *,
-    case: str,
-    root: Path | None = None,
-    affine_source: AffineSource | None = None,
-    assume_affine: bool = False,
-) -> tuple[Grid, list[Fault]]:
-    """Read and judge the header alone; arguments and errors as for `read_image`."""
-    findings = Findings(case, path, root)
-    with open_stream(path, findings) as stream:
-        header = read_header(stream, findings, affine_source, assume_affine)
-    warnings, affine = findings.settle(), _known(header)
-    return Grid(canonical_shape(header.shape, affine), spacing_of(affine), affine), warnings
 
 
 def read_image(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ def usage(capsys, words: list[str]) -> str:
 
 LIGHT = """
 import sys
+from pathlib import Path
 sys.argv = ["organseg", {word!r}]
 from organseg.__main__ import main
 try:
@@ -281,3 +283,35 @@ def test_ctrl_c_is_no_traceback(monkeypatch):
 
     monkeypatch.setattr("organseg.cli.commands.plan_command", interrupted)
     assert run(["plan", "cache"]) == 130
+
+
+def test_channels_of_nnu_net(tmp_path, capsys):
+    write_dataset(tmp_path / "raw", 1)
+    root = tmp_path / "raw"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir()
+    (root / "case0_label.nii.gz").rename(root / "labelsTr" / "case_0000.nii.gz")  # the case's own number
+    (root / "case0.nii.gz").rename(root / "imagesTr" / "case_0000_0000.nii.gz")
+    words = ["import", "folder", str(root), "--out", str(root / "d.yaml"), "--overwrite", "--labels", "2=liver"]
+    assert run(words) == 0
+    assert [(case.id, case.label is None) for case in load_manifest(root / "d.yaml").cases] == [("case_0000", False)]
+    (root / "labelsTr" / "gone.nii.gz").write_bytes(b"")
+    assert run(words) == 0
+    assert "gone.nii.gz: no image of that name" in capsys.readouterr().err
+    second = root / "imagesTr" / "case_0000_0001.nii.gz"
+    second.write_bytes(b"")
+    assert run(words) == 2  # else it would be a patient of its own
+    assert f"{second.name}: cases have one channel here" in capsys.readouterr().err
+
+
+def test_a_manifest_that_cannot_be_read(tmp_path, capsys, monkeypatch):
+    path = write_dataset(tmp_path, 1)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "no permission")))
+    assert run(["check", str(path)]) == 2
+    assert f"{path}: cannot be read: no permission" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["--trust-import", "--trust-import="])
+def test_trust_needs_a_module(capsys, word):
+    assert run(["predict", word]) == 2
+    assert "name a module" in capsys.readouterr().err

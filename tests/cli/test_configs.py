@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from organseg.cli.configs import MAX_INCLUDES, expand, load_config, merge
-from organseg.cli.modules import TRUSTED
+from organseg.cli.modules import trust
 from organseg.errors import UsageError
 from organseg.methods import TransformerModule
 
@@ -180,7 +180,7 @@ def test_a_key_of_an_inner_mapping_keeps_its_neighbours(typed, expected):
         parser.add_argument(f"--{name}", type=Any)
     parser.add_subclass_arguments(TransformerModule, "model")
     words = expand(["fit", "--config", str(CONFIGS / "experiment" / "btcv_100_utransformer.yaml"), *typed])
-    jsonargparse.set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=TRUSTED)
+    trust()
     given = parser.parse_args([*words[1:], "--model.organs=[liver]"])
     assert given.model.init_args.network.get("options") == expected
 

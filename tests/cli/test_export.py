@@ -11,7 +11,6 @@ from scipy.spatial.transform import Rotation
 from synthetic import LABELS, make_cache, make_case, write_dataset, write_label_map, write_scan
 
 from organseg.cli import run
-from organseg.cli.training import DATA
 from organseg.curriculum.journal import Entry, Journal, digest_of
 from organseg.data.cohort import CohortOptions, load_cohort
 from organseg.data.pseudo_labels import (
@@ -24,6 +23,7 @@ from organseg.data.pseudo_labels import (
     write_pseudo_labels,
 )
 from organseg.data.sealed import verify_sealed
+from organseg.runtime.run_folder import DATA
 from organseg.volumes import WorkingGrid
 
 OPTIONS = {"datasets": ["tiny"], "organs": ["spleen", "liver", "left_kidney", "right_kidney"], "fold": 0, "folds": 5,

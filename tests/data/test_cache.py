@@ -131,7 +131,7 @@ def test_nothing_is_read_from_a_damaged_file(tmp_path, look):
         value = getattr(CachedCase(path), look)
         _ = value() if callable(value) else value
     with pytest.raises(IntegrityError, match="content hash"):
-        SliceReader([path]).read(0, 0)
+        SliceReader([CachedCase(path)]).read(0, 0)
 
 
 def test_every_truncation_is_found(tmp_path):
@@ -256,7 +256,7 @@ def test_a_right_digest_does_not_excuse_what_no_case_holds(tmp_path, monkeypatch
             file["image"] = SECRET
     forge(path, TRICKS[trick])
     assert "strange" in refused(path)
-    for look in (CachedCase(path).arrays, lambda: SliceReader([path]).read(0, 0)):
+    for look in (CachedCase(path).arrays, lambda: SliceReader([CachedCase(path)]).read(0, 0)):
         with pytest.raises(IntegrityError, match="strange"):
             look()
 
@@ -308,7 +308,7 @@ def open_cases(folder: Path) -> list[str]:
 
 def test_slices(tmp_path):
     paths = [write(tmp_path, f"case{i}", i) for i in range(3)]
-    reader = SliceReader(paths, max_open=1)
+    reader = SliceReader([CachedCase(path) for path in paths], max_open=1)
     for case, z in [(0, 0), (1, 4), (0, 2), (2, 1), (2, 3), (1, 1)]:
         image, label = reader.read(case, z)
         arrays = make_arrays(case)
@@ -318,7 +318,7 @@ def test_slices(tmp_path):
 
 
 def test_the_least_recently_used_file_is_closed(tmp_path):
-    reader = SliceReader([write(tmp_path, f"case{i}", i) for i in range(3)], max_open=2)
+    reader = SliceReader([CachedCase(write(tmp_path, f"case{i}", i)) for i in range(3)], max_open=2)
     for case in (0, 1, 0, 2):
         reader.read(case, 0)
     assert open_cases(tmp_path) == ["case0.h5", "case2.h5"]
@@ -326,16 +326,19 @@ def test_the_least_recently_used_file_is_closed(tmp_path):
 
 def test_a_forked_or_pickled_reader_opens_its_own_files(tmp_path):
     paths = [write(tmp_path, f"case{i}", i) for i in range(2)]
-    reader = SliceReader(paths)
+    reader = SliceReader([CachedCase(path) for path in paths])
     reader.read(0, 0)
-    write(tmp_path, "case0", 9)  # another file under the name: who reads the old one uses the parent's handle
+    inherited = os.fstat(next(iter(reader._files.values()))[0].id.get_vfd_handle())
+    again = tmp_path / "again.h5"
+    again.write_bytes(paths[0].read_bytes())
+    again.replace(paths[0])  # the same bytes in another file: who reads the old one uses the parent's handle
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            seeds = {0: 9, 1: 1}
-            good = all((reader.read(c, z)[0] == make_arrays(seeds[c]).image[z]).all() for c in seeds for z in range(5))
-            status = 0 if good and open_cases(tmp_path) == ["case0.h5", "case1.h5"] else 2
+            good = all((reader.read(c, z)[0] == make_arrays(c).image[z]).all() for c in (0, 1) for z in range(5))
+            own = os.fstat(reader._files[0][0].id.get_vfd_handle())
+            status = 0 if good and own.st_ino != inherited.st_ino else 2
         finally:
             os._exit(status)
     for z in range(5):
@@ -359,3 +362,16 @@ def test_files_of_a_folder_are_sorted(tmp_path):
         write(tmp_path, name)
     (tmp_path / "tiny" / "index.json").write_text("{}")
     assert [path.stem for path in case_files(tmp_path / "tiny")] == ["a", "b", "c"]
+
+
+def test_a_case_that_was_replaced_meanwhile_is_refused_by_who_knew_the_old_one(tmp_path):
+    path = write(tmp_path)
+    case, reader = CachedCase(path), SliceReader([CachedCase(path)])
+    assert case.header == HEADER  # and organs of the header are what its labels mean
+    write(tmp_path, seed=5)
+    for look in (case.arrays, case.source_label, lambda: case.organ_counts, lambda: reader.read(0, 0)):
+        with pytest.raises(IntegrityError, match="another case than when it was first read"):
+            look()
+    assert (CachedCase(path).arrays().image == make_arrays(5).image).all()
+    write(tmp_path)  # and the same content once more is the same case
+    assert (case.arrays().image == make_arrays().image).all()

@@ -113,3 +113,13 @@ def test_nobody_left_to_train_on(tested, val_share, message):
     patients = cohort(5)
     with pytest.raises(UsageError, match=message):
         hold_out(patients, set(list(patients)[:tested]), val_share=val_share)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"folds": 1}, "folds: found 1, expected at least 2"), ({"val_share": -0.1}, "val_share: found -0.1, expected 0"),
+     ({"val_share": 1.0}, "val_share: found 1.0, expected 0 or more, and below 1")],
+)  # fmt: skip
+def test_shares_that_are_none(options, message):
+    with pytest.raises(UsageError, match=message):
+        split(cohort(6), **{"fold": 0, **options})

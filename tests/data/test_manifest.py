@@ -33,7 +33,7 @@ def test_what_is_written_is_read(folder):
     assert manifest == Manifest(
         "set", "CT", {6: "liver", 1: "spleen", 3: "left_kidney"}, folder,
         (CaseEntry("a", folder / "a.nii.gz", folder / "a_label.nii.gz",
-                   frozenset({"liver", "spleen", "left_kidney"}), frozenset(), "a"),),
+                   frozenset({"liver", "spleen", "left_kidney"}), frozenset()),),
     )  # fmt: skip
     assert manifest.organs == ("spleen", "left_kidney", "liver")  # in the order of the integers
 
@@ -57,7 +57,8 @@ def test_who_annotates_what(folder):
         "unlabelled": (set(), {"spleen"}),
         "none": (set(), {"spleen"}),
     }
-    assert [case.patient for case in manifest.cases] == ["a", "p", "hidden", "nothing", "unlabelled", "none"]
+    patients = [manifest.patient_of(case) for case in manifest.cases]
+    assert patients == ["set/a", "p", "set/hidden", "set/nothing", "set/unlabelled", "set/none"]
     assert [case.label is None for case in manifest.cases] == [False, False, False, False, True, True]
 
 
@@ -147,7 +148,7 @@ def test_unsafe_ids_are_refused(folder, case):
 @pytest.mark.parametrize("case", ["img0001", "0012", "a.b-c_d", "12", "x" * 100])
 def test_ids_stay_as_they_are_written(folder, case):
     manifest = load(folder, HEAD + f"cases:\n  - {{id: {case}, image: a.nii.gz, label: a_label.nii.gz}}\n")
-    assert manifest.cases[0].id == manifest.cases[0].patient == case
+    assert manifest.cases[0].id == case
 
 
 @pytest.mark.parametrize(
@@ -203,3 +204,15 @@ def test_the_synthetic_data_set_is_a_manifest(tmp_path):
     assert manifest.labels == LABELS
     assert manifest.cases[1].patient == "p"
     assert yaml.safe_load((tmp_path / "dataset.yaml").read_text())["name"] == "tiny"
+
+
+def test_a_patient_who_is_named_like_a_case_is_one_person(folder):
+    later = "  - {id: later, image: b.nii.gz, patient: a}\n"
+    manifest = load(folder, HEAD + "cases:\n" + CASE + later)
+    assert [manifest.patient_of(case) for case in manifest.cases] == ["a", "a"]
+    # The same name in two data sets is the same person, also where it is the case's id.
+    named = load(folder, HEAD + "cases:\n  - {id: a, image: a.nii.gz, label: a_label.nii.gz, patient: a}\n")
+    assert named.patient_of(named.cases[0]) == "a"
+    written = folder / "written.yaml"
+    write_manifest(written, named)
+    assert load_manifest(written) == named

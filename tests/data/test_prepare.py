@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ import pytest
 import yaml
 from synthetic import LABELS, SHAPE, SPACING, make_cache, make_case, write_dataset, write_label_map, write_scan
 
-from organseg.data.cache import CachedCase
+from organseg.data.cache import CachedCase, value_counts
 from organseg.data.cohort import read_index
 from organseg.data.manifest import load_manifest
 from organseg.data.prepare import Prepared, prepare
-from organseg.errors import IntegrityError, StorageError
+from organseg.errors import IntegrityError, StorageError, UsageError, WorkerError
 from organseg.files import publish
-from organseg.volumes import WorkingGrid, resample_image, resample_label
+from organseg.processes import in_processes
+from organseg.volumes import WorkingGrid, read_label, resample_image, resample_label
 
 NATIVE = WorkingGrid()
 
@@ -314,3 +316,62 @@ def test_integers_that_mean_something_else_are_not_current(dataset, cache):
     results = run(dataset, cache)
     assert all(not prepared.digest for prepared in results.values())
     assert any("label values" in str(fault) for prepared in results.values() for fault in prepared.faults)
+
+
+def test_another_data_set_of_the_same_name_is_not_replaced(dataset, cache, tmp_path):
+    run(dataset, cache)
+    before = bytes_of(cache)
+    other = write_dataset(tmp_path / "other", ["x0", "x1"], seed=9)
+    with pytest.raises(UsageError, match=r"another data set named 'tiny' is prepared here.*case0, case1"):
+        run(other, cache)
+    assert bytes_of(cache) == before
+    fewer = write_dataset(tmp_path / "set", 2)  # one case less is the same data set still
+    run(fewer, cache)
+    assert [case.path.stem for case in read_index(cache / "tiny")] == ["case0", "case1"]
+
+
+def test_a_grid_of_too_many_voxels_is_refused_before_it_is_filled(dataset, cache):
+    results = run(dataset, cache, WorkingGrid(None, (10.0, 0.001, 0.001)))
+    fault = results["case0"].faults[0]
+    assert (fault.field, fault.found, fault.refused) == ("working grid", "12 x 288000 x 256000", True)
+    assert "--spacing" in fault.remedy
+
+
+def test_a_cache_without_permission_is_told_before_anything_is_decoded(dataset, cache, monkeypatch):
+    run(dataset, cache)
+    monkeypatch.setattr("organseg.data.prepare.os.access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr("organseg.data.prepare.prepare_case", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(StorageError, match=r"cannot be written.*--out"):
+        run(dataset, cache)
+
+
+def test_a_label_that_changes_while_it_is_read_is_another_one_next_time(dataset, cache, monkeypatch):
+    label = dataset.parent / "case0_label.nii.gz"
+    later = make_case(8)[1]
+
+    def read_and_change(*arguments, **options):
+        found = read_label(*arguments, **options)
+        write_label_map(label, later)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr("organseg.data.check.read_label", read_and_change)
+        run(dataset, cache)
+    assert "case0" in made(run(dataset, cache))
+    found = CachedCase(cache / "tiny" / "case0.h5").arrays().label
+    assert ((found > 0) == (later > 0)).all()
+
+
+def test_a_killed_worker_is_one_line(dataset, cache):
+    with pytest.raises(WorkerError, match=r"worker processes was killed.*fewer --processes"):
+        list(in_processes(os._exit, [9, 9, 9], 2))
+
+
+def test_counting_values_takes_no_copy_of_a_scan():
+    label = np.full((64, 256, 256), 3, dtype=np.uint8)
+    tracemalloc.start()
+    counts = value_counts(label)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert counts[3] == label.size and counts.sum() == label.size
+    assert peak < label.nbytes / 2  # as int64 it would be eight times as large

@@ -23,7 +23,6 @@ def batch(plan: SlicePlan, step: int) -> list[tuple[int, int]]:
 def test_half_of_a_batch_walks_and_half_draws_by_organ(batch_size, walked):
     order = plan(batch_size)
     assert order.walked == walked
-    assert order.steps_per_pass == 15 / walked
     shown = {tuple(row) for table in BY_ORGAN.values() for row in table.tolist()}
     for step in range(40):
         assert set(batch(order, step)[walked:]) <= shown
@@ -61,7 +60,6 @@ def test_a_batch_of_one_walks_and_draws_by_organ_in_turns():
     assert [draw.organ is None for draw in draws] == [True, False] * 30
     walk = [(draw.case, draw.z) for draw in draws[::2]]
     assert sorted(walk[:15]) == sorted(walk[15:]) == sorted(map(tuple, SLICES.tolist()))
-    assert order.steps_per_pass == 30
     assert all(plan(1, by_organ={}).draw(step, 0).organ is None for step in range(4))
 
 

@@ -389,3 +389,11 @@ def test_a_test_data_set_leaves_no_trace_in_training(tmp_path):
             one, other = first[step, position], second[step, position]
             assert one["case"] == other["case"]
             assert all(np.array_equal(one[name], other[name], equal_nan=True) for name in one if name != "case")
+
+
+def test_slices_of_two_sizes_make_no_batch(tmp_path):
+    cache = make_cache(write_dataset(tmp_path / "one", 3, name="one"), tmp_path / "cache")
+    wide = write_dataset(tmp_path / "two", ["w0", "w1", "w2"], name="two", shape=(12, 32, 40), seed=7)
+    data = module(make_cache(wide, cache), val_share=0.0)
+    with pytest.raises(UsageError, match=r"one/case\d \(32 x 32\) and two/w\d \(32 x 40\).*--size"):
+        samples_of(data)

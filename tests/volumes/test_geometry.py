@@ -197,3 +197,12 @@ def test_the_same_grid_in_another_axis_order(hounsfield, las):
 def test_mirrored_label_is_refused(hounsfield, las):
     mirrored = np.diag([-1, 1, 1, 1.0]) @ las
     assert compare_geometry(volume(hounsfield, las), volume(hounsfield, mirrored), case="c1")
+
+
+@pytest.mark.parametrize("axes", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_a_label_with_the_image_s_origin_but_flipped_axes_is_refused(hounsfield, las, axes):
+    # Whoever copied spacing and origin and forgot the directions: mirrored in silence, if origins alone counted.
+    flipped = las.copy()
+    flipped[:3, list(axes)] *= -1
+    (fault,) = compare_geometry(volume(hounsfield, las), volume(hounsfield, flipped), case="c1")
+    assert (fault.field, fault.refused) == ("affine", True)

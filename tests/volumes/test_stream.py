@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from organseg.errors import InputError
-from organseg.volumes import read_grid, read_image, to_canonical
+from organseg.volumes import read_image, to_canonical
 
 
 @pytest.fixture(autouse=True)
@@ -218,11 +218,3 @@ def test_a_header_that_declares_more_than_the_file_holds_takes_no_memory(make_fi
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
-
-
-def test_a_grid_is_read_without_the_voxels(make_file, hounsfield):
-    path = make_file(hounsfield)
-    path.write_bytes(path.read_bytes()[:-100])
-    grid, warnings = read_grid(path, case="c1")
-    assert (grid.shape, grid.spacing, warnings) == ((5, 6, 7), pytest.approx((2.5, 0.8, 0.8)), [])
-    refusal(path)

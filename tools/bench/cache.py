@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from organseg.data.cache import CaseArrays, CaseHeader, SliceReader, write_case
+from organseg.data.cache import CachedCase, CaseArrays, CaseHeader, SliceReader, write_case
 from organseg.data.phantom import make_case
 
 
@@ -40,7 +40,7 @@ def main() -> None:
         folder = Path(name)
         path = folder / "case.h5"
         write_case(path, header, CaseArrays(case.image, case.label, None))
-        reader = SliceReader([path])
+        reader = SliceReader([CachedCase(path)])
         size = path.stat().st_size
         rows.append(("organseg cache", milliseconds(lambda z: reader.read(0, z), shape[0]), size))
         np.save(folder / "image.npy", case.image)

@@ -40,7 +40,7 @@ def read_btcv(root: Path, name: str, labels: dict[int, str]) -> Manifest:
         label = homes[0] / "label" / f"label{number}"
         known = frozenset(LABELS.values()) if label.exists() else frozenset[str]()
         name_of_case = image.name.split(".nii")[0]
-        cases.append(CaseEntry(name_of_case, image, label if known else None, known, frozenset(), name_of_case))
+        cases.append(CaseEntry(name_of_case, image, label if known else None, known, frozenset()))
     if not cases:
         raise UsageError(f"{homes[0] / 'img'}: no img*.nii.gz here")
     return Manifest(name or "btcv", "CT", LABELS, root, tuple(cases))

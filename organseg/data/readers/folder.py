@@ -2,11 +2,14 @@
 
 Known names of the two: `img` and `label`, `images` and `labels`, `imagesTr` and `labelsTr` (whose `dataset.json` then
 says what the integers mean). A case's id is the image's name without its extension and without a prefix (`img`,
-`image`, `label`) or a channel suffix (`_0000`), so that `image_7.nii.gz` and `label_7.nii.gz` belong together.
+`image`, `label`), so that `image_7.nii.gz` and `label_7.nii.gz` belong together; where images have a channel suffix
+(`_0000`) and their label maps have none, as nnU-Net's, also without that.
 """
 
 import json
 import re
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from organseg.anatomy import canonical
@@ -14,7 +17,7 @@ from organseg.data.manifest import CaseEntry, Manifest
 from organseg.errors import UsageError
 
 FOLDERS = (("img", "label"), ("images", "labels"), ("imagesTr", "labelsTr"))
-_DECORATION = re.compile(r"^(image|img|label)s?[_-]?(?=.)|_0000$")
+_PREFIX = re.compile(r"^(image|img|label)s?[_-]?(?=.)")
 
 
 def read_folder(root: Path, name: str, labels: dict[int, str]) -> Manifest:
@@ -26,7 +29,8 @@ def read_folder(root: Path, name: str, labels: dict[int, str]) -> Manifest:
         labels: Integer -> organ; {} where a `dataset.json` says it.
 
     Raises:
-        UsageError: If the layout is another one, or nothing says what the integers mean.
+        UsageError: If the layout is another one, or nothing says what the integers mean, or cases have several
+            channels.
     """
     root = root.resolve()
     pairs = [(root / images, root / maps) for images, maps in FOLDERS if (root / images).is_dir()]
@@ -38,19 +42,44 @@ def read_folder(root: Path, name: str, labels: dict[int, str]) -> Manifest:
         raise UsageError("say what the integers mean: --labels 1=liver 2=spleen ...")
     known = {value: canonical(organ) for value, organ in labels.items()}
     maps = {_id(path): path for path in sorted(pairs[0][1].glob("*.nii*"))}
-    cases = []
-    for image in sorted(pairs[0][0].glob("*.nii*")):
-        case = _id(image)
-        annotated = frozenset(known.values()) if case in maps else frozenset[str]()
-        cases.append(CaseEntry(case, image, maps.get(case), annotated, frozenset(), case))
-    if not cases:
+    images = {_id(path): path for path in sorted(pairs[0][0].glob("*.nii*"))}
+    if not images:
         raise UsageError(f"{pairs[0][0]}: no .nii or .nii.gz file here")
+    images = _first_channels(images, maps)
+    lonely = [path for case, path in maps.items() if case not in images]
+    if lonely:
+        print(f"organseg: warning: {_some(lonely)}: no image of that name in {pairs[0][0]}: left out", file=sys.stderr)
+    cases = [
+        CaseEntry(case, image, maps.get(case), frozenset(known.values() if case in maps else ()), frozenset())
+        for case, image in images.items()
+    ]
     return Manifest(name or root.name, "CT", known, root, tuple(cases))
+
+
+def _first_channels(images: dict[str, Path], maps: Collection[str]) -> dict[str, Path]:
+    """Images without nnU-Net's channel suffix, where label maps do not have it too.
+
+    Raises:
+        UsageError: If there is more than one channel.
+    """
+    if any(case in maps for case in images):
+        return images
+    others = [
+        path for case, path in images.items()
+        if not case.endswith("_0000") and re.sub(r"_0\d\d\d$", "_0000", case) in images
+    ]  # fmt: skip
+    if others:
+        raise UsageError(f"{_some(others)}: cases have one channel here, `_0000`; move the others elsewhere")
+    return {case.removesuffix("_0000"): path for case, path in images.items()}
+
+
+def _some(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths[:3]) + " ..." * (len(paths) > 3)
 
 
 def _id(path: Path) -> str:
     stem = path.name.split(".nii")[0]
-    return _DECORATION.sub("", stem) or stem
+    return _PREFIX.sub("", stem) or stem
 
 
 def _dataset_json(path: Path) -> dict[int, str]:
