@@ -27,7 +27,7 @@ from organseg import __version__
 from organseg.checkpoints import verify_checkpoint
 from organseg.cli.causes import known_cause
 from organseg.cli.configs import expand
-from organseg.cli.modules import build_module, trust
+from organseg.cli.modules import build_module, explained, trust
 from organseg.cli.tested import refuse_no_result, refuse_other_run, run_of
 from organseg.curriculum import Curriculum
 from organseg.data.coverage import coverage
@@ -69,7 +69,7 @@ class _Parser(LightningArgumentParser):
         known = known_cause(ex)
         if known:
             raise known
-        raise UsageError(" ".join(message.split()) + self._nearest(message))
+        raise UsageError(explained(" ".join(message.split())) + self._nearest(message))
 
     def _nearest(self, message: str) -> str:
         """A hint at the options that were meant."""

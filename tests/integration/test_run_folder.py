@@ -1,12 +1,24 @@
 """What `fit` does with a run folder that is there already, and what a user is told when something is wrong."""
 
+import json
+import shlex
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
+import warm
 from toy import TOY, organseg
 
 from organseg import cli
+from organseg.checkpoints import load_checkpoint
+from organseg.cli.prediction import Job, Writer
+from organseg.methods.base import SegmentationModule
+from organseg.runtime.checkpoint_io import save_checkpoint
 
 CONFIG = Path(__file__).parents[2] / "configs" / "experiment" / "phantom_30_inerrant0.yaml"
 
@@ -198,3 +210,152 @@ def test_changed_data_are_another_run(finished: tuple[Path, list[object]], toy: 
     organseg("prepare", changed, "--out", tmp_path / "cache", "--processes", 1)
     done = organseg(*finished[1], "--data.init_args.cache", tmp_path / "cache", check=4)
     assert "data content" in done.stderr
+
+
+def test_data_that_changed_are_not_tested_with_an_older_network(
+    finished: tuple[Path, list[object]], toy: Path, tmp_path: Path
+) -> None:
+    # The folds are drawn anew: patients whom the network knows would be tested, without a word.
+    run, cache = finished[0], tmp_path / "cache"
+    shutil.copytree(toy / "cache", cache)
+    lines = (toy / "phantoms" / "dataset.yaml").read_text().splitlines()
+    (tmp_path / "fewer.yaml").write_text("\n".join([f"root: {toy / 'phantoms'}", *lines[:-1]]))
+    organseg("prepare", tmp_path / "fewer.yaml", "--out", cache, "--processes", 1)
+    last = run / "checkpoints" / "last.ckpt"
+    for command in ("test", "validate"):
+        done = organseg(command, "--config", run / "config.yaml", "--ckpt_path", last, "--data.init_args.cache", cache,
+                        "--out", tmp_path / "out", check=4)  # fmt: skip
+        assert "trained on other data than the cache holds now" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    done = organseg("test", "--config", run / "config.yaml", "--ckpt_path", last, "--data.init_args.val_share=0.5",
+                    check=4)  # fmt: skip
+    assert "data.val_share: trained with 0.3, asked for 0.5" in done.stderr
+
+
+def test_results_are_written_where_the_run_is_now_and_are_its_own(
+    finished: tuple[Path, list[object]], tmp_path: Path
+) -> None:
+    run = tmp_path / "moved"
+    shutil.copytree(finished[0], run)
+    config, last = run / "config.yaml", run / "checkpoints" / "last.ckpt"
+    organseg("test", "--config", config, "--ckpt_path", last)
+    assert (run / "test" / "summary.csv").exists() and not (finished[0] / "test").exists()
+    phase = run / "03_round1_train" / "checkpoints"
+    shutil.copytree(run / "checkpoints", phase)
+    done = organseg("test", "--config", config, "--ckpt_path", phase / "last.ckpt", "--out", run, check=2)
+    assert "no result of" in done.stderr and "--out" in done.stderr
+
+
+def test_one_folder_of_predictions_has_one_meaning(
+    finished: tuple[Path, list[object]], toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scans, out = toy / "phantoms" / "img", tmp_path / "out"
+    words = ["predict", "--ckpt_path", str(finished[0] / "checkpoints" / "last.ckpt"), "--out", str(out),
+             "--accelerator", "cpu", "--input"]  # fmt: skip
+    assert cli.run([*words, str(scans / "phantom_000.nii.gz")]) == 0
+    (out / "labels.json").write_text('{"1": "left_kidney"}')  # as a network of other organs would have it
+    assert cli.run([*words, str(scans / "phantom_001.nii.gz")]) == 2
+    assert "label maps of other organs" in capsys.readouterr().err
+    assert not (out / "phantom_001.nii.gz").exists()
+    (out / "labels.json").unlink()
+    assert cli.run([*words, str(scans / "phantom_001.nii.gz"), "--devices", "2"]) == 2
+    assert "--shard" in capsys.readouterr().err
+
+
+def test_a_prediction_that_was_killed_before_it_was_noted_is_made_again(
+    finished: tuple[Path, list[object]], toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["predict", "--ckpt_path", str(finished[0] / "checkpoints" / "last.ckpt"), "--out", str(tmp_path),
+             "--accelerator", "cpu", "--input", str(toy / "phantoms" / "img" / "phantom_000.nii.gz")]  # fmt: skip
+
+    def killed(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:  # between the map and its line in the journal
+        patched.setattr("organseg.cli.prediction.Writer._note", _note_once_then(killed))
+        assert cli.run(words) == 130
+    output = tmp_path / "phantom_000.nii.gz"
+    assert output.exists()
+    assert cli.run(words) == 0
+    output.write_bytes(b"somebody's work")
+    assert cli.run(words) == 2
+
+
+def _note_once_then(end: Callable[..., str]) -> Callable[..., None]:
+    note = Writer._note
+
+    def noted(self: Writer, job: Job, output: str) -> None:
+        note(self, job, output) if output == "begun" else end()
+
+    return noted
+
+
+def test_probabilities_are_those_that_decided(
+    finished: tuple[Path, list[object]], toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    segment = SegmentationModule.segment
+    monkeypatch.setattr(SegmentationModule, "segment", lambda *given: seen.append(1) or segment(*given))
+    checkpoint = load_checkpoint(finished[0] / "checkpoints" / "last.ckpt")
+    checkpoint["state_dict"]["network.head.bias"][:2] += 4.6  # as likely as not: a few steps have found no organ yet
+    save_checkpoint(checkpoint, tmp_path / "likely.ckpt")
+    words = ["predict", "--ckpt_path", str(tmp_path / "likely.ckpt"), "--out", str(tmp_path), "--accelerator", "cpu",
+             "--probabilities", "--input"]  # fmt: skip
+    scans = [str(toy / "phantoms" / "img" / f"phantom_00{n}.nii.gz") for n in (0, 1)]
+    assert cli.run([*words, *scans]) == 0
+    assert len(seen) == 2, "one pass a case"
+    for n in (0, 1):
+        label = nibabel.load(tmp_path / f"phantom_00{n}.nii.gz").get_fdata()
+        names = json.loads((tmp_path / "labels.json").read_text())
+        probs = [nibabel.load(tmp_path / f"phantom_00{n}.{organ}.nii.gz").get_fdata() for organ in names.values()]
+        highest = np.stack(probs).max(axis=0)
+        assert highest[label > 0].min() > 0.49 and highest[label == 0].max() < 0.51
+
+
+def test_a_network_of_one_s_own_predicts_when_it_is_trusted(
+    finished: tuple[Path, list[object]], toy: Path, tmp_path: Path
+) -> None:
+    command = finished[1]
+    module = tmp_path / "mine.py"
+    module.write_text("from organseg.networks import UNet\n\nclass Mine(UNet):\n    pass\n")
+    own = ("--model.init_args.network.class_path=mine.Mine", "--trainer.max_steps=1", "--out", tmp_path / "run")
+    environment = warm.environment_of({"PYTHONPATH": f"{tmp_path}"})
+    scan = toy / "phantoms" / "img" / "phantom_000.nii.gz"
+    predict = ["predict", "--ckpt_path", tmp_path / "run" / "checkpoints" / "last.ckpt", "--input", scan, "--out",
+               tmp_path / "out"]  # fmt: skip
+    for words, code in (
+        ([*command, *own], 2),
+        ([*command, *own, "--trust-import=mine"], 0),
+        (predict, 4),
+        ([*predict, "--trust-import", "mine"], 0),
+    ):
+        command = [sys.executable, "-m", "organseg", *map(str, words)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        if code:
+            assert "--trust-import MODULE allows it" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("--trainer.accelerator=gpu", "No supported gpu backend"), ("--trainer.enable_checkpointing=false", "Checkpoint"),
+     ("--model.init_args.optimizer.init_args.weight_decay=-1", "Invalid weight_decay")],
+)  # fmt: skip
+def test_what_lightning_and_torch_refuse_is_one_line_too(
+    finished: tuple[Path, list[object]], tmp_path: Path, word: str, said: str
+) -> None:
+    done = organseg(*finished[1], word, "--out", tmp_path / "run", check=2)
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("lost", ["closed", "full", "nobody reads"])
+def test_a_training_goes_on_without_its_standard_output(
+    finished: tuple[Path, list[object]], tmp_path: Path, lost: str
+) -> None:
+    words = [str(word) for word in (*finished[1], "--out", tmp_path / "run")]
+    shown = {"closed": ">&-", "full": "> /dev/full", "nobody reads": "| true; exit ${PIPESTATUS[0]}"}[lost]
+    script = f"{sys.executable} -m organseg {shlex.join(words)} {shown}"
+    done = subprocess.run(["bash", "-c", script], env=warm.environment_of(), stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("standard output:") == (lost != "closed")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]

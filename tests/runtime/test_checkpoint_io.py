@@ -1,3 +1,5 @@
+import errno
+import os
 import random
 import resource
 import signal
@@ -123,3 +125,14 @@ def test_kill_9_while_saving_leaves_old_or_new(tmp_path: Path) -> None:
     assert problems == []
     assert good == path
     assert value_of(path) >= (done[-1] if done else 19)
+
+
+def test_a_file_system_without_second_names_gets_a_copy(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    first = saved.read_bytes()
+    save_checkpoint({"state_dict": {"w": torch.ones(3)}}, saved)
+    assert saved.with_name("previous.ckpt").read_bytes() == first
+    assert verify_checkpoint(saved) != verify_checkpoint(saved.with_name("previous.ckpt"))

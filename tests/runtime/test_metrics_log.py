@@ -31,3 +31,12 @@ def test_what_is_logged_twice_is_written_once(tmp_path: Path) -> None:
 
 def test_no_file_has_no_rows(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.csv") == []
+
+
+def test_a_full_disk_is_said_once_and_training_goes_on(tmp_path, capsys):
+    (tmp_path / "metrics.csv").symlink_to("/dev/full")
+    log = MetricsLog(tmp_path / "metrics.csv")
+    log._last_step = 0
+    for step in (1, 2, 3):
+        log.log_metrics({"train/loss": 0.5}, step)
+    assert capsys.readouterr().err.count("going on without these numbers") == 1

@@ -42,3 +42,11 @@ def test_other_ranks_say_nothing(monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert affordable_precision("bf16-mixed", "cpu") == "32-true"
     assert not capsys.readouterr().err
+
+
+def test_a_gpu_of_before_ampere_computes_in_fp32(monkeypatch, capsys):
+    monkeypatch.setattr("organseg.runtime.precision.old_gpu", lambda: True)
+    monkeypatch.setattr("organseg.runtime.precision._accelerated", lambda: True)
+    assert [affordable_precision("bf16-mixed", name) for name in ("auto", "gpu", "cuda")] == ["32-true"] * 3
+    assert affordable_precision("16-mixed", "gpu") == "16-mixed"
+    assert capsys.readouterr().err.count("this GPU has no bfloat16 arithmetic") == 3

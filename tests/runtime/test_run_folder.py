@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -88,3 +89,12 @@ def test_damaged_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(IntegrityError, match="--overwrite"):
         RunFolder(tmp_path).record()
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("organseg.runtime.run_folder.fcntl.lockf", refused)
+    RunFolder(tmp_path / "run").lock().close()
+    assert "no lock on this file system" in capsys.readouterr().err
