@@ -13,6 +13,15 @@ COARSE = "model.init_args.coarse"
 """The run whose weights a method goes on from."""
 
 
+def is_finished(run: Path) -> bool:
+    """Whether a run has ended, and its test is of its end: a test by hand, half-way, is no result."""
+    record = RunFolder(run).record() if (run / "run.json").exists() else None
+    tested, last = run / "test" / "summary.csv", run / "checkpoints" / "last.ckpt"
+    if not (record and record["finished"] and tested.exists() and last.exists()):
+        return False
+    return tested.stat().st_mtime >= last.stat().st_mtime
+
+
 def refuse_another_setup(fit: Sequence[str]) -> None:
     """Refuse a finished run that is asked for with other options now, as this `fit` would, but before data are read.
 

@@ -15,22 +15,18 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, stdev
 
-from compared import refuse_another_setup, refuse_unequal
+from compared import is_finished, refuse_another_setup, refuse_unequal
+from paired import Scores, dsc_of, show_tests
 
 from organseg.errors import OrgansegError
-from organseg.metrics import read_case_table
-from organseg.metrics.statistics import PairedComparison, compare_paired, holm
 from organseg.runtime.run_folder import DATA
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
 NETWORKS = ("unet", "attention_unet", "mhsa", "mhca", "utransformer")
-
-Scores = dict[str, dict[int, dict[tuple[str, str], float]]]
-"""Network -> seed -> (organ, case) -> DSC."""
 
 
 def folders(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Path]]:
@@ -55,7 +51,7 @@ def work(arguments: argparse.Namespace, more: list[str]) -> None:
               "--data.init_args.cache", f"{arguments.cache}", "--seed", f"{seed}", *more]
         for network, seed, run in folders(arguments)
     }  # fmt: skip
-    missing = [run for run in fits if not (run / "test" / "summary.csv").exists()]
+    missing = [run for run in fits if not is_finished(run)]
     for run, fit in fits.items():
         if run not in missing:
             refuse_another_setup(fit)
@@ -74,10 +70,8 @@ def scores(arguments: argparse.Namespace) -> Scores:
     """Network -> seed -> (organ, case) -> DSC, of what is finished; unknown organs left out."""
     found: Scores = defaultdict(dict)
     for network, seed, run in folders(arguments):
-        if (run / "test" / "summary.csv").exists():
-            rows = read_case_table(run / "test" / "cases.csv")
-            known = {(row.organ, row.case): row.score.dsc for row in rows if row.score.outcome != "unknown"}
-            found[network][seed] = known
+        if is_finished(run):
+            found[network][seed] = dsc_of(run)
     return found
 
 
@@ -101,58 +95,6 @@ def show(found: Scores, out: Path) -> None:
                  for values in (*by_organ, means))  # fmt: skip
         print(f"| {network} | {len(seeds)} | " + " | ".join(cells) + " |")
     show_tests(found)
-
-
-def show_tests(found: Scores) -> None:
-    """Each network against the first, over cases; p-values with Holm's correction over the networks."""
-    first = next(iter(found))
-    print(f"\nDifference to {first} in points of DSC, over cases (mean over organs and common seeds):")
-    for name, one, p in tests_of(found, None):
-        difference, interval = in_points(one)
-        tests = f"t-test p {one.t_test_p:.2g}, Wilcoxon p {one.wilcoxon_p:.2g}, with Holm {p:.2g}"
-        print(f"{name}: {difference} (95% {interval}), {one.cases} cases, {tests}")
-    print("\nThe same for each organ, with Holm's correction over the networks.")
-    print("| organ | network | cases | difference | 95% | t-test p | Wilcoxon p | with Holm |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|")
-    for organ in dict.fromkeys(organ for known in found[first].values() for organ, _ in known):
-        for name, one, p in tests_of(found, organ):
-            p_values = f"{one.t_test_p:.2g} | {one.wilcoxon_p:.2g} | {p:.2g}"
-            print(f"| {organ} | {name} | {one.cases} | {' | '.join(in_points(one))} | {p_values} |")
-
-
-def tests_of(found: Scores, organ: str | None) -> list[tuple[str, PairedComparison, float]]:
-    """Network, its comparison with the first over the cases that both know, and Wilcoxon's p with Holm's correction.
-
-    Args:
-        found: See `scores`.
-        organ: The organ; None for the mean over all of them.
-    """
-    first, *others = found
-    compared: dict[str, PairedComparison] = {}
-    for other in others:
-        seeds = found[first].keys() & found[other].keys()
-        ours, theirs = (means_of([found[name][seed] for seed in seeds], organ) for name in (other, first))
-        cases = sorted(ours.keys() & theirs.keys())
-        if len(cases) > 1:
-            compared[other] = compare_paired([ours[case] for case in cases], [theirs[case] for case in cases])
-    corrected = holm([one.wilcoxon_p for one in compared.values()])
-    return [(name, one, float(p)) for (name, one), p in zip(compared.items(), corrected, strict=True)]
-
-
-def means_of(seeds: Sequence[dict[tuple[str, str], float]], organ: str | None) -> dict[str, float]:
-    """Case -> its mean over seeds, and over organs where none is named."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for known in seeds:
-        for (of, case), value in known.items():
-            if organ in (None, of):
-                values[case].append(value)
-    return {case: fmean(some) for case, some in values.items()}
-
-
-def in_points(one: PairedComparison) -> tuple[str, str]:
-    """The difference and its interval, in points of DSC."""
-    low, mean, high = (f"{100 * value:+.1f}" for value in (one.low, one.mean_difference, one.high))
-    return mean, f"{low} to {high}"
 
 
 def main() -> None:

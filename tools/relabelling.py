@@ -4,8 +4,9 @@ Every method of a share and seed has the same folds, hidden labels and number of
 share one round 0, which is also the coarse model of STIPPLE and what it goes on from. Each step is the command that a
 user would type; what is finished is skipped and what was stopped goes on, so that the script can be run again and
 again, with `--minutes` for as long as there is time. Tables are made of what is finished, and of what `results.csv` and
-`rounds.csv` in `--tables` have of runs that are gone: mean and standard deviation over the seeds, in Markdown. Finished
-runs that differ in more than the method, or in the sum of their steps, are refused.
+`rounds.csv` in `--tables` have of runs that are gone: mean and standard deviation over the seeds, in Markdown; then
+paired tests over cases against INERRANT0. Finished runs that differ from what is asked for, or from each other in more
+than the method, or in the sum of their steps, are refused.
 
 Usage: python tools/relabelling.py --cache cache --out runs/relabelling --shares 30 10 --seeds 0 1 2 --minutes 100
 Options that it does not know, as --option=value, go to every `fit`; those of the curriculum where there is one.
@@ -22,17 +23,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compared import refuse_unequal_methods
+from compared import COARSE, is_finished, refuse_another_setup, refuse_unequal, refuse_unequal_methods
+from paired import Scores, dsc_of, show_tests
 
 from organseg.errors import OrgansegError
+from organseg.runtime.run_folder import DATA
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
 METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis", "naive", "stipple0", "stipple",
-           "plain0", "plain")  # fmt: skip
-WITHOUT_PRIOR = {"plain0": "stipple0", "plain": "stipple"}
-"""Going on from round 0 as STIPPLE does, with and without relabelling, but without a prior: what that alone brings."""
+           "plain0", "plain", "inerrant_mcp", "inerrant_all", "inerrant_stipple")  # fmt: skip
+CHANGED = {
+    "plain0": ("stipple0", ("--model.init_args.use", "[]")),
+    "plain": ("stipple", ("--model.init_args.use", "[]")),
+    "inerrant_mcp": ("inerrant", ("--curriculum.score", "mcp")),
+    "inerrant_all": ("inerrant", ("--curriculum.selection", "null")),
+}
+"""One part left out: STIPPLE's schedule without a prior, with and without relabelling; INERRANT without its judges,
+ranked by the probability alone, and without its selection."""
 WITHOUT_ROUNDS = ("inerrant0", "naive", "stipple0", "plain0")
-FROM_ROUND0 = ("stipple0", "stipple", *WITHOUT_PRIOR)
+FROM_ROUND0 = ("stipple0", "stipple", "inerrant_stipple", "plain0", "plain")
 ROUND0 = "round0"
 KEYS = ("dataset", "label_share_percent", "seed", "method")
 """Of the tables' lines."""
@@ -60,23 +69,31 @@ class Run:
 
     @property
     def summary(self) -> Path:
-        """Its test's result; it exists once the run is finished and tested."""
+        """Its test's result."""
         return self.folder / "test" / "summary.csv"
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is trained to its end, and tested."""
+        return is_finished(self.folder)
 
     def fit_words(self, cache: Path, round0_steps: int, more: Sequence[str]) -> list[str]:
         """What to type after `organseg fit`."""
-        method = WITHOUT_PRIOR.get(self.method, self.method)
+        method, changes = CHANGED.get(self.method, (self.method, ()))
         with_rounds = self.method not in (ROUND0, *WITHOUT_ROUNDS)
         config = CONFIGS / f"{self.dataset}_{self.share}_{method}.yaml"
         given = config.exists()
         words = ["--config", f"{config if given else CONFIGS / f'{self.dataset}_30_{method}.yaml'}",
                  "--out", f"{self.folder}", "--data.init_args.cache", f"{cache}", "--seed", f"{self.seed}"]  # fmt: skip
         words += [] if given else ["--data.init_args.label_share", f"{self.share / 100}"]
-        words += [word for word in more if with_rounds or not word.startswith("--curriculum.")]
+        words += [
+            word for word in more
+            if (with_rounds or not word.startswith("--curriculum."))
+            and not any(word.startswith(f"{option}.") for option in changes[::2])
+        ]  # fmt: skip
+        words += changes
         if self.method == ROUND0:
             words += ["--trainer.max_steps", f"{round0_steps}"]
-        if self.method in WITHOUT_PRIOR:
-            words += ["--model.init_args.use", "[]"]
         if self.method in FROM_ROUND0:
             words += ["--model.init_args.coarse", f"{self.folder.parent / ROUND0 / 'checkpoints' / 'last.ckpt'}"]
         elif with_rounds:
@@ -95,6 +112,8 @@ def plan(arguments: argparse.Namespace) -> Iterator[Run]:
     for seed in arguments.seeds:
         for share in arguments.shares:
             methods = [method for method in METHODS if method in arguments.methods]
+            if share == 100:  # there is nothing to find
+                methods = [method for method in methods if method in WITHOUT_ROUNDS]
             if set(methods) - {"inerrant0", "naive"}:
                 methods = [ROUND0, *methods]
             for method in methods:
@@ -104,9 +123,11 @@ def plan(arguments: argparse.Namespace) -> Iterator[Run]:
 def work(runs: Sequence[Run], arguments: argparse.Namespace, more: Sequence[str]) -> None:
     """Train and test what is not finished, while there is time to begin."""
     end = time.monotonic() + 60 * arguments.minutes
+    missing = [run for run in runs if not run.finished]
     for run in runs:
-        if run.summary.exists():
-            continue
+        if run not in missing:
+            refuse_another_setup(["fit", *run.fit_words(arguments.cache, arguments.round0_steps, more)])
+    for run in missing:
         if time.monotonic() > end:
             print(f"no time left to begin {run.folder}")
             return
@@ -117,10 +138,14 @@ def work(runs: Sequence[Run], arguments: argparse.Namespace, more: Sequence[str]
 
 
 def refuse_unequal_runs(runs: Sequence[Run]) -> None:
-    """Refuse what is finished of a share and seed, whatever the methods of this call, if it cannot be compared."""
+    """Refuse what is finished of a share, whatever the methods of this call, if it cannot be compared."""
     for run in {run.folder.parent: run for run in runs}.values():
         beside = [replace(run, method=method) for method in (ROUND0, *METHODS)]
-        refuse_unequal_methods([one.folder for one in beside if one.summary.exists()], run.folder.parent / ROUND0)
+        refuse_unequal_methods([one.folder for one in beside if one.finished], run.folder.parent / ROUND0)
+    for run in {(run.share, run.method): run for run in runs}.values():
+        seeds = [replace(run, seed=seed) for seed in dict.fromkeys(run.seed for run in runs)]
+        but = ("seed", "data.seed", DATA, COARSE)  # where the coarse model lies; its setup is compared with the others'
+        refuse_unequal([one.folder for one in seeds if one.finished], but)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -156,7 +181,7 @@ def sorted_lines(lines: list[dict[str, str]]) -> list[dict[str, str]]:
 def show_scores(runs: Sequence[Run], tables: Path) -> None:
     """DSC of each method and organ; std over seeds."""
     found: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    finished = [run for run in runs if run.summary.exists()]
+    finished = [run for run in runs if run.finished]
     lines = kept(tables / "results.csv", finished)
     for run in finished:
         for row in rows_of(run.summary):
@@ -183,10 +208,11 @@ RATES = ("precision", "recall", "probability_auc", "score_auc", "probability_ap_
 
 def show_rounds(runs: Sequence[Run], tables: Path) -> None:
     """What each round added, as means over organs, then mean and std over seeds."""
+    added: dict[tuple[str, ...], list[int]] = defaultdict(list)
     found: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    lines = kept(tables / "rounds.csv", [run for run in runs if run.summary.exists()])
+    lines = kept(tables / "rounds.csv", [run for run in runs if run.finished])
     for run in runs:
-        for table in sorted(run.folder.glob("*_relabel/organs.csv")) if run.summary.exists() else []:
+        for table in sorted(run.folder.glob("*_relabel/organs.csv")) if run.finished else []:
             round_name = table.parent.name.split("_")[1].removeprefix("round")
             for row in rows_of(table):
                 rates = {rate: row[rate] and f"{float(row[rate]):.4f}" for rate in RATES}
@@ -200,15 +226,27 @@ def show_rounds(runs: Sequence[Run], tables: Path) -> None:
     for line in lines:
         seeds[line["dataset"], line["label_share_percent"], line["method"], line["round"], line["seed"]].append(line)
     for (*run_round, _), rows in seeds.items():
+        added[tuple(run_round)].append(sum(int(row["added"]) > 0 for row in rows))
         for rate in RATES:
             values = [float(row[rate]) for row in rows if row[rate]]
             if values:
                 found[tuple(run_round)][rate].append(statistics.fmean(values))
-    print("\nMeans over organs; AUC and AP of the probability (MCP) and of the method's own score, over candidates.")
-    print("| data | labels | method | round | " + " | ".join(RATES) + " |\n|---|---|---|---:|" + "---:|" * len(RATES))
+    print(
+        "\nMeans over the organs of which something was added. AUC and AP over the candidates, of the probability and\n"
+        "of the method's own score: in smile raw, over p >= 0.5 (that is MCP); averaged, and from its threshold on,\n"
+        "where a method has a selection."
+    )
+    head = "| data | labels | method | round | organs | "
+    print(head + " | ".join(RATES) + " |\n|---|---|---|---:|---:|" + "---:|" * len(RATES))
     for (dataset, share, method, round_name), rates in found.items():
         cells = (spread(rates[rate]) if rates[rate] else "" for rate in RATES)
-        print(f"| {dataset} | {share}% | {method} | {round_name} | " + " | ".join(cells) + " |")
+        organs = ", ".join(map(str, added[dataset, share, method, round_name]))
+        print(f"| {dataset} | {share}% | {method} | {round_name} | {organs} | " + " | ".join(cells) + " |")
+
+
+def first_inerrant0(run: Run) -> bool:
+    """Its place: the others are compared with INERRANT0."""
+    return run.method != "inerrant0"
 
 
 def write(path: Path, lines: Sequence[dict[str, str]]) -> None:
@@ -247,6 +285,13 @@ def main() -> None:
     tables.mkdir(parents=True, exist_ok=True)
     show_scores(runs, tables)
     show_rounds(runs, tables)
+    for share in arguments.shares:
+        scores: Scores = defaultdict(dict)
+        for run in sorted((run for run in runs if run.share == share and run.finished), key=first_inerrant0):
+            scores[run.method][run.seed] = dsc_of(run.folder)
+        if len(scores) > 1:
+            print(f"\nAt {share}% of the labels:")
+            show_tests(scores)
 
 
 if __name__ == "__main__":

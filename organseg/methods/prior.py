@@ -123,6 +123,11 @@ class PriorModule(PartialLabelModule):
                 f"0 and 0.5, working_spacing {working_spacing} positive, smooth_mm {smooth_mm} and max_shift_mm "
                 f"{max_shift_mm} not negative"
             )
+        if position != "true" and (position == "matched") != (centring == "matched"):
+            raise UsageError(
+                f"model.init_args: position {position} with centring {centring}: a test's organs would be centred "
+                "otherwise than those of training; matched goes with matched, aligned and naive with boxes"
+            )
         if start == "coarse" and coarse_network is not None:
             raise UsageError("model.init_args: `start: coarse` needs the coarse model's network; set `start: scratch`")
         given = build_network(coarse_network or network, 1, len(organs))

@@ -32,6 +32,10 @@ _COLUMNS = ("organ", "cases", "DSC %", "std", "DSC % without both empty", "NSD %
             "false positive", "both empty", "unknown")  # fmt: skip
 _ATTENTION = ("mhsa", "mhca", "levels", "heads", "positional_encoding")
 """Options of chapter 5's method, by which its experiments differ."""
+_PRIOR = ("use", "bins", "smooth_mm", "floor", "centring", "position")
+"""Options of STIPPLE."""
+_ROUNDS = ("gamma_max", "start", "score", "selection")
+"""Options of relabelling, by which SMILE, pseudo-labels and INERRANT differ."""
 _SHORT = {"missed": " missed", "false_positive": " false pos.", "both_empty": " both empty"}
 
 
@@ -153,10 +157,12 @@ def key_options(config: Mapping[str, Any], organs: Sequence[str]) -> list[tuple[
         "method": _class(at("model"), ()),
         "network": _described(at("model", "init_args", "network")) or None,
         **{name.replace("_", " "): at("model", "init_args", name) for name in _ATTENTION},
+        **{f"prior: {name.replace('_', ' ')}": at("model", "init_args", name) for name in _PRIOR},
         "optimiser": _class(at("model", "init_args", "optimizer"), ("lr", "weight_decay")),
         "steps": at("trainer", "max_steps"),
         "rounds": at("curriculum", "rounds"),
         "steps of each round": at("curriculum", "round_steps"),
+        **{f"rounds: {name.replace('_', ' ')}": _described(at("curriculum", name)) for name in _ROUNDS},
         "batch size": at(*options, "batch_size"),
         "precision": at("trainer", "precision"),
     }

@@ -40,6 +40,7 @@ from organseg.report.round_views import (
     likely_choice,
     load_labels,
     load_relabelled,
+    piece_of,
     upright,
 )
 from organseg.report.views import Slice, View, busiest
@@ -114,7 +115,7 @@ def candidates_figure(places: Places, round_tables: RoundTables, line: CaseLine,
         bottom.append(rated("added", chosen))
     else:
         top.append(mapped(score, voxels.score))
-        likely = likely_choice(voxels, candidates, int(chosen.sum()))
+        likely = likely_choice(voxels, piece_of(candidates, chosen), int(chosen.sum()))
         bottom += [rated("as many by probability", likely), rated(f"added: by {score}", chosen)]
     frame = frame_of(candidates[z] | truth[z], view.pixel_mm)
     rows = [Row(view.caption, view, case.window, frame, tuple(panels)) for panels in (top, bottom)]

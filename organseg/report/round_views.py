@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from organseg.data.cache import CachedCase
 from organseg.data.cohort import CohortCase
@@ -20,6 +21,7 @@ from organseg.report.round_tables import CaseLine
 from organseg.report.views import Slice, window_of
 
 _REMEDY = "correct data.init_args.cache in the run's config.yaml, or move pseudo_labels away for a report without them"
+_TOUCHING = np.ones((3, 3, 3), dtype=bool)
 _MARGIN_MM, _LEAST_MM = 30.0, 140.0
 
 
@@ -144,6 +146,13 @@ def channel_of(case: RelabelledCase, line: CaseLine) -> int:
 def fullest(mask: NDArray[np.bool_]) -> int:
     """The axial slice with most voxels of a mask [Z, Y, X], the lowest of equally full ones."""
     return int(mask.sum(axis=(1, 2)).argmax())
+
+
+def piece_of(candidates: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The connected piece of the candidates [Z, Y, X] that all chosen ones lie in; all candidates if they do not."""
+    pieces = ndimage.label(candidates, _TOUCHING)[0]
+    found = np.unique(pieces[chosen])
+    return pieces == found[0] if len(found) == 1 else candidates
 
 
 def likely_choice(voxels: PseudoLabels, candidates: NDArray[np.bool_], count: int) -> NDArray[np.bool_]:

@@ -18,6 +18,7 @@ sys.path.append(str(warm.TOOLS))
 
 import compared
 import networks
+import paired
 
 
 def begun(folder: Path, **identity: object) -> Path:
@@ -92,13 +93,13 @@ def test_tests_over_cases_for_each_organ(capsys: pytest.CaptureFixture[str]) -> 
         "near": {0: known(0.1, 0.01)},
         "far": {0: known(0.2, 0.02)},
     }
-    lines = {name: (one, p) for name, one, p in networks.tests_of(found, "liver")}
+    lines = {name: (one, p) for name, one, p in paired.tests_of(found, "liver")}
     near, far = compare_paired([0.6, 0.61, 0.62], [0.5] * 3), compare_paired([0.7, 0.72, 0.74], [0.5] * 3)
     assert lines["near"][0].mean_difference == pytest.approx(0.11) and lines["near"][0].cases == 3
     assert [lines[name][1] for name in ("near", "far")] == pytest.approx(holm([near.wilcoxon_p, far.wilcoxon_p]))
-    ((_, one, p), _) = networks.tests_of(found, "spleen")
+    ((_, one, p), _) = paired.tests_of(found, "spleen")
     assert (one.cases, one.mean_difference, p) == (2, 0, 1)
-    networks.show_tests(found)
+    paired.show_tests(found)
     shown = capsys.readouterr().out
     assert "near: +7.5 (95% " in shown  # over the organs that a case knows: 5 in a, 5.5 in b, and 12 in c
     assert f"| liver | near | 3 | +11.0 | {100 * near.low:+.1f} to {100 * near.high:+.1f} | " in shown

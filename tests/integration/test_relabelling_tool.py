@@ -1,18 +1,27 @@
 """`tools/relabelling.py`: shared round 0, equal steps, tables of what is finished, and nothing twice."""
 
+import argparse
 import csv
+import json
+import sys
 from pathlib import Path
 
 import pytest
 import warm
 from toy import TOY
 
+from organseg.errors import IntegrityError
 
-def run_tool(toy: Path, out: Path, *more: str) -> str:
+sys.path.append(str(warm.TOOLS))
+
+import relabelling
+
+
+def run_tool(toy: Path, out: Path, *more: object, check: int = 0) -> str:
     words = ("--cache", toy / "cache", "--out", out, "--dataset", "phantom", "--shares", "30")
     done = warm.run_tool("relabelling", *words, *more)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == check, done.stderr
+    return done.stderr if check else done.stdout
 
 
 @pytest.mark.slow
@@ -26,10 +35,21 @@ def test_methods_share_round_0_and_end_in_tables(toy: Path, tmp_path: Path) -> N
     tested = (folder / "inerrant0" / "test" / "summary.csv").stat().st_mtime_ns
     shown = run_tool(toy, out, "--methods", "inerrant", "--round0-steps", "50", "--trainer.max_steps=50", *small)
     assert "/round0/" in shown and "--curriculum.round0" in shown
-    shown = run_tool(toy, out, "--methods", "inerrant", "inerrant0", "--round0-steps", "50")
+    options = ("--round0-steps", "50", "--trainer.max_steps=50", *small)
+    shown = run_tool(toy, out, "--methods", "inerrant", *options)
     assert "$ organseg" not in shown  # all of it is finished
+    refused = run_tool(toy, out, "--methods", "inerrant", "inerrant0", *options, check=4)
+    assert "trainer.max_steps: run has 60, asked for 50" in refused  # inerrant0 as it is wanted now
+    shown = run_tool(toy, out, "--methods", "inerrant", "inerrant0", "--minutes", "0")
+    assert "At 30% of the labels:" in shown and "inerrant: " in shown
     assert (folder / "inerrant0" / "test" / "summary.csv").stat().st_mtime_ns == tested
     assert shown.count("| phantom | 30% | inerrant") == 4  # scores of two methods, and two rounds
+    (folder / "inerrant0" / "run.json").write_text(
+        (folder / "inerrant0" / "run.json").read_text().replace('"finished": true', '"finished": false')
+    )  # a test half-way is no result
+    assert "| inerrant0 |" not in run_tool(
+        toy, tmp_path / "no tables", "--out", out, "--tables", tmp_path, "--minutes", "0"
+    )
     with (out / "results.csv").open() as file:
         found = {row["method"] for row in csv.DictReader(file)}
     assert found == {"round0", "inerrant", "inerrant0"}
@@ -37,3 +57,49 @@ def test_methods_share_round_0_and_end_in_tables(toy: Path, tmp_path: Path) -> N
         rounds = list(csv.DictReader(file))
     assert {row["round"] for row in rounds} == {"1", "2"} and {row["method"] for row in rounds} == {"inerrant"}
     assert any(row["precision"] for row in rounds)
+
+
+def test_a_method_with_one_part_left_out_differs_in_that_alone(tmp_path: Path) -> None:
+    more = ["--curriculum.score.init_args.steps=5", "--curriculum.rounds=1"]
+
+    def words(method: str, share: int = 30) -> list[str]:
+        return relabelling.Run(Path("out"), "btcv", share, 0, method).fit_words(tmp_path, 1500, more)
+
+    whole = words("inerrant")
+    for method, option, value in (("inerrant_mcp", "score", "mcp"), ("inerrant_all", "selection", "null")):
+        found = words(method)
+        at = found.index(f"--curriculum.{option}")
+        assert found[at + 1] == value
+        left = [word for word in found[:at] + found[at + 2 :] if word != f"out/btcv/30/seed0/{method}"]
+        kept = more[1:] if option == "score" else more
+        assert left == [
+            word for word in whole if word != "out/btcv/30/seed0/inerrant" and (word not in more or word in kept)
+        ]
+
+
+def test_with_all_labels_there_is_nothing_to_find() -> None:
+    asked = argparse.Namespace(
+        seeds=[0], shares=[100, 30], methods=list(relabelling.METHODS), out=Path("out"), dataset="btcv"
+    )
+    planned = [(run.share, run.method) for run in relabelling.plan(asked)]
+    assert [method for share, method in planned if share == 100] == [
+        "round0",
+        "inerrant0",
+        "naive",
+        "stipple0",
+        "plain0",
+    ]
+    assert [method for share, method in planned if share == 30] == ["round0", *relabelling.METHODS]
+
+
+def test_seeds_of_other_setups_make_no_mean(tmp_path: Path) -> None:
+    runs = [relabelling.Run(tmp_path, "btcv", 30, seed, "inerrant0") for seed in (0, 1)]
+    for run, steps in zip(runs, (2700, 300), strict=True):
+        for folder in ("test", "checkpoints"):
+            (run.folder / folder).mkdir(parents=True)
+        identity = {"seed": run.seed, "data.seed": run.seed, "data content": str(run.seed), "trainer.max_steps": steps}
+        (run.folder / "run.json").write_text(json.dumps({"finished": True, "identity": identity}))
+        (run.folder / "checkpoints" / "last.ckpt").touch()
+        (run.folder / "test" / "summary.csv").touch()
+    with pytest.raises(IntegrityError, match=r"trainer\.max_steps: 2700 there, 300 here"):
+        relabelling.refuse_unequal_runs(runs)

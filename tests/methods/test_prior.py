@@ -296,7 +296,7 @@ def test_priors_of_another_run(fitted, coarse, cache, tmp_path):
     wrong = method(coarse, prior=tmp_path / "prior.ckpt", working_spacing=(5.0, 5.0, 5.0))
     with pytest.raises(UsageError, match="working_spacing"):
         trainer(tmp_path / "wrong").fit(wrong, data_of(cache))
-    boxes = method(coarse, prior=tmp_path / "prior.ckpt", centring="matched")
+    boxes = method(coarse, prior=tmp_path / "prior.ckpt", centring="matched", position="matched")
     with pytest.raises(UsageError, match="its centring is boxes, this run's is matched"):
         trainer(tmp_path / "wrong").fit(boxes, data_of(cache))
     # Of another fold, and of labels that are hidden here.
@@ -387,6 +387,8 @@ def test_members_of_an_ensemble_look_for_the_organs_themselves(fitted, coarse, t
         ({"bins": 0}, "bins 0"), ({"floor": 0.0}, "floor 0"), ({"references": 0}, "references 0"),
         ({"working_spacing": (3.0, float("nan"), 2.0)}, "working_spacing"), ({"max_shift_mm": -1.0}, "max_shift_mm"),
         ({"use": ["input", "bottleneck"]}, "one place"),
+        ({"centring": "matched", "position": "naive"}, "position naive with centring matched"),
+        ({"centring": "boxes", "position": "matched"}, "position matched with centring boxes"),
         ({"coarse_network": small}, "start: scratch"),
         ({"network": partial(UNet, depth=1)}, "depth >= 2"),
         ({"network": partial(UTransformer, width=4, depth=3, levels=2, heads=3)}, "equally by 3 heads"),

@@ -87,6 +87,19 @@ def test_experiments_with_attention_can_be_told_apart():
     assert pages["btcv_100_unet"]["mhsa"] == "False" and pages["btcv_100_unet"]["method"] == "TransformerModule"
 
 
+def test_methods_of_relabelling_and_priors_can_be_told_apart():
+    names = ("inerrant", "smile", "pseudo_labels", "inerrant_thesis", "stipple0", "stipple", "inerrant_stipple")
+    configs = {name: load_config(CONFIGS / "experiment" / f"btcv_30_{name}.yaml") for name in names}
+    for name in ("none", "input", "coordinates", "thesis"):
+        configs[name] = merge(configs["stipple0"], load_config(CONFIGS / "prior" / f"{name}.yaml"))
+    pages = {name: dict(key_options(config, [])) for name, config in configs.items()}
+    assert len({tuple(page.items()) for page in pages.values()}) == len(pages)
+    assert pages["smile"]["rounds: score"] == "mcp" and "rounds: selection" not in pages["smile"]
+    assert pages["inerrant"]["rounds: score"] == "CrossFittedConfidence (steps 500)"
+    assert "largest_piece True" in pages["inerrant"]["rounds: selection"]
+    assert pages["thesis"]["prior: centring"] == "boxes"
+
+
 def test_an_injected_network_is_shown_with_its_own_mappings():
     options = {"heads": 2, "options": {"norm": "batch", "sizes": [1, 2]}, "act": {"class_path": "torch.nn.ReLU"}}
     network = {"class_path": "organseg.networks.UTransformer", "init_args": options}

@@ -12,6 +12,7 @@ from organseg.report.round_choices import grown, most_and_least_certain, whole_c
 from organseg.report.round_pictures import Places, candidates_figure, certain_figure, growth_figure, whole_case_figure
 from organseg.report.round_plots import draw_rates, draw_volumes
 from organseg.report.round_tables import read_rounds
+from organseg.report.round_views import piece_of
 from organseg.report.rounds import organ_table, score_name
 
 WITH_TRUTH = ["round_case.png", "round_growth.png", "round_typical.png", "round_worst.png", "rounds.png"]
@@ -345,3 +346,14 @@ def test_a_config_that_says_nothing_of_rounds_will_do(tmp_path):
     html = write_report(run.path).read_text()
     assert "<h3>Round 1</h3>" in html and "highest and the lowest mean score" in html
     assert run.report() == ["index.html", *WITHOUT_TRUTH]
+
+
+def test_the_probability_s_choice_is_compared_within_the_piece_that_was_eligible():
+    candidates = np.zeros((1, 1, 7), dtype=bool)
+    candidates[0, 0, [0, 1, 4, 5, 6]] = True
+    chosen = np.zeros_like(candidates)
+    chosen[0, 0, 5] = True
+    assert np.flatnonzero(piece_of(candidates, chosen)).tolist() == [4, 5, 6]
+    chosen[0, 0, 0] = True  # of two pieces: nothing was left out
+    assert (piece_of(candidates, chosen) == candidates).all()
+    assert (piece_of(candidates, np.zeros_like(candidates)) == candidates).all()
