@@ -4,7 +4,7 @@ Goes on from the runs of tools/relabelling.py (`--methods inerrant0 plain0 stipp
 trains STIPPLE without relabelling with other numbers of bins, and as the thesis has it (`boxes`: organs centred in
 their bounding boxes, found by alignment, no blur); tests the latter with organs at their naive and true positions, and
 ours with true ones; and shows, beside the DSC, how far the positions are off and how much is predicted far from the
-organ. What is finished is skipped. Tables also go to `positions.csv` and `variants.csv` in `--tables`.
+organ. What is finished is skipped, what cannot be compared refused. Tables also go to `positions.csv` and `variants.csv` in `--tables`.
 
 Usage: python tools/stipple.py --cache cache --out runs/relabelling --share 30 --seed 0 --minutes 60
 Options that it does not know, as --option=value, go to every `fit`.
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+from compared import is_finished, refuse_another_setup, refuse_unequal
 from numpy.typing import NDArray
 from relabelling import ROUND0, Run, organseg, rows_of, write
 from scipy import ndimage
@@ -26,6 +27,7 @@ from scipy import ndimage
 from organseg.cli.modules import load_module
 from organseg.cli.training import quieten
 from organseg.data import SliceDataModule
+from organseg.errors import OrgansegError
 from organseg.methods import PriorModule
 from organseg.strict_yaml import read_yaml
 from organseg.volumes import read_label
@@ -45,12 +47,16 @@ def work(base: Run, arguments: argparse.Namespace, more: list[str]) -> None:
     variants = {f"stipple0_bins_{bins}": {"bins": bins} for bins in arguments.bins}
     for name, options in {BOXES: THESIS, **variants}.items():
         run = base.folder.with_name(name)
-        if (run / "test" / "summary.csv").exists() or time.monotonic() > end:
-            continue
         words = base.fit_words(arguments.cache, 0, more)
         words[words.index("--out") + 1] = str(run)
-        organseg("fit", *words, *(f"--model.init_args.{option}={value}" for option, value in options.items()))
-        organseg("test", "--config", f"{run / 'config.yaml'}", "--ckpt_path", f"{run / 'checkpoints' / 'last.ckpt'}")
+        words += [f"--model.init_args.{option}={value}" for option, value in options.items()]
+        if is_finished(run):
+            refuse_another_setup(["fit", *words])
+        elif time.monotonic() < end:
+            organseg("fit", *words)
+            last = run / "checkpoints" / "last.ckpt"
+            organseg("test", "--config", f"{run / 'config.yaml'}", "--ckpt_path", f"{last}")
+        refuse_unequal([base.folder, run], [f"model.init_args.{option}" for option in ("bins", *THESIS)])
     for name, position in TESTS:
         trained = base.folder.with_name(name)
         run = base.folder.with_name(f"{name}_{position}")
@@ -78,15 +84,18 @@ def far_ml(
     return volumes
 
 
-def far_of(run: Path, config_of: Path) -> float:
-    """Mean over test cases of the volume (mL, sum over organs) predicted far from the organ."""
+def far_of(run: Path, config_of: Path) -> dict[str, float]:
+    """Organ -> mean over the test cases that know it of the volume (mL) predicted far from it."""
     data = SliceDataModule(**options_of(config_of))  # type: ignore[arg-type]
-    sums = []
+    volumes: dict[str, list[float]] = {organ: [] for organ in data.organs}
     for case in data.cohort.test:
         truth = case.lookup[case.cached.source_label()]
         preds = read_label(run / "test" / "predictions" / f"{case.key}.nii.gz", case=case.key)[0].array
-        sums.append(sum(far_ml(preds, truth, case.cached.header.source_spacing, case.known)))
-    return statistics.fmean(sums)
+        known = [organ for organ, there in zip(data.organs, case.known, strict=True) if there]
+        far = far_ml(preds, truth, case.cached.header.source_spacing, case.known)
+        for organ, volume in zip(known, far, strict=True):
+            volumes[organ].append(volume)
+    return {organ: statistics.fmean(found) for organ, found in volumes.items() if found}
 
 
 def options_of(run: Path) -> dict[str, object]:
@@ -151,7 +160,10 @@ def main() -> None:
     arguments, more = parser.parse_known_args()
     quieten()
     base = Run(arguments.out, arguments.dataset, arguments.share, arguments.seed, "stipple0")
-    work(base, arguments, more)
+    try:
+        work(base, arguments, more)
+    except OrgansegError as error:
+        parser.exit(error.exit_code, f"stipple: {error}\n")
     tables = arguments.tables or arguments.out
     tables.mkdir(parents=True, exist_ok=True)
     variants = [ROUND0, "inerrant0", "plain0", "plain", "stipple0", "stipple",
@@ -163,15 +175,17 @@ def main() -> None:
         if (run / "test" / "summary.csv").exists():
             scores = {row["organ"]: row["dsc_mean"] for row in rows_of(run / "test" / "summary.csv")}
             far = far_of(run, run if (run / "config.yaml").exists() else base.folder)  # those of TESTS have none
-            lines.append({**base.line, "method": name, **scores, "far_ml": f"{far:.3f}"})
+            volumes = {f"far_ml_{organ}": f"{volume:.3f}" for organ, volume in far.items()}
+            lines.append({**base.line, "method": name, **scores, "far_ml": f"{sum(far.values()):.3f}", **volumes})
     if not lines:
         print("no run is finished")
         return
-    organs = [name for name in lines[0] if name not in (*base.line, "far_ml")]
-    print(f"\n| variant | {' | '.join(organs)} | far, mL |\n|---|" + "---:|" * (len(organs) + 1))
+    organs = [name for name in lines[0] if name not in base.line and not name.startswith("far_ml")]
+    print("\nDSC, and mL predicted farther than 20 mm from the organ: the sum of all organs, and of the pancreas")
+    print(f"| variant | {' | '.join(organs)} | far | pancreas |\n|---|" + "---:|" * (len(organs) + 2))
     for line in lines:
         print(f"| {line['method']} | " + " | ".join(f"{100 * float(line[organ]):.1f}" for organ in organs)
-              + f" | {float(line['far_ml']):.1f} |")  # fmt: skip
+              + f" | {float(line['far_ml']):.1f} | {float(line.get('far_ml_pancreas', 'nan')):.1f} |")  # fmt: skip
     write(tables / "variants.csv", lines)
     errors = []
     for name, positions in FOUND.items():

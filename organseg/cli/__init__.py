@@ -18,7 +18,7 @@ _LIGHTNING = {
     "test": "all metrics on the held-out patients, as tables and label maps",
 }
 
-_LONG = (*_LIGHTNING, "prepare", "predict")
+_LONG = (*_LIGHTNING, "prepare", "predict", "evaluate")
 """Commands whose work counts for more than what they say."""
 
 _SHARD = "every N-th case, from the I-th on (0 to N - 1): for a task of a job array; all tasks share one --out"
@@ -160,6 +160,19 @@ def _add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     predictor.add_argument("--accelerator", default="auto", help="cpu, gpu, ...")
     predictor.add_argument("--devices", default="1", help="one: several share the scans out by --shard (%(default)s)")
     predictor.add_argument("--precision", default="32-true", help="for example bf16-mixed")
+
+    scorer = commands.add_parser("evaluate", help="all metrics of label maps that anybody made of a data set's scans")
+    scorer.add_argument("dataset", metavar="DATASET.yaml", help="with the truth")
+    scorer.add_argument(
+        "--predictions", required=True, metavar="DIR",
+        help="label maps, named as `test` or `predict` writes them, or by the case's id",
+    )  # fmt: skip
+    scorer.add_argument(
+        "--labels", nargs="*", default=[], metavar="INT=ORGAN",
+        help="what their integers mean (default: as labels.json beside them says, or as in the data set)",
+    )  # fmt: skip
+    scorer.add_argument("--out", required=True, metavar="DIR", help="folder of cases.csv and summary.csv")
+    scorer.add_argument("--processes", type=int, default=0, help="default: all cores")
 
     reporter = commands.add_parser("report", help="curves, box plots and overlays of a run, as one folder")
     reporter.add_argument("run", metavar="RUN")

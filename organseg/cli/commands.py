@@ -30,7 +30,7 @@ def import_command(arguments: Namespace) -> int:
     root = Path(arguments.root)
     if not root.is_dir():
         raise UsageError(f"{root}: no such folder")
-    manifest = READERS[arguments.reader](root, arguments.name, _labels(arguments.labels))
+    manifest = READERS[arguments.reader](root, arguments.name, integers_and_organs(arguments.labels))
     manifest = replace(manifest, modality=arguments.modality)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_manifest(out, manifest)
@@ -41,7 +41,8 @@ def import_command(arguments: Namespace) -> int:
     return 0
 
 
-def _labels(pairs: list[str]) -> dict[int, str]:
+def integers_and_organs(pairs: list[str]) -> dict[int, str]:
+    """`1=liver` -> {1: liver}."""
     labels = {}
     for pair in pairs:
         value, equals, organ = pair.partition("=")
@@ -178,6 +179,13 @@ def predict_command(arguments: Namespace) -> int:
     from organseg.cli.prediction import predict
 
     return predict(arguments)
+
+
+def evaluate_command(arguments: Namespace) -> int:
+    """`organseg evaluate`: metrics of label maps that lie in a folder."""
+    from organseg.cli.scoring import evaluate
+
+    return evaluate(arguments, integers_and_organs(arguments.labels))
 
 
 def report_command(arguments: Namespace) -> int:

@@ -34,7 +34,7 @@ from organseg.data.coverage import coverage
 from organseg.data.shards import CaseResults, Shard
 from organseg.errors import IntegrityError, UsageError
 from organseg.methods.base import SegmentationModule
-from organseg.processes import end_loader_workers, keep_freed_memory, launched_by_rank_0
+from organseg.processes import STOP, end_loader_workers, keep_freed_memory, launched_by_rank_0
 from organseg.runtime.checkpoint_io import AtomicCheckpointIO, newest_good, publish_copy
 from organseg.runtime.ddp import guard_ranks
 from organseg.runtime.metrics_log import MetricsLog, StepOffset
@@ -258,6 +258,7 @@ class OrgansegCLI(LightningCLI):
         if self.trainer.is_global_zero:
             print(coverage(datamodule.cohort), flush=True)
         last = run.checkpoints / "last.ckpt"
+        STOP.listen()  # from now on there is something to save, or it is made anew quickly
         if curriculum:
             result = curriculum.run(self, datamodule)
             if self.trainer.is_global_zero:

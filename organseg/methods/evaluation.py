@@ -3,6 +3,7 @@
 One shard of several leaves the rows of its cases for the others, and whichever finds all rows writes the tables.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -16,14 +17,15 @@ from numpy.typing import NDArray
 from organseg.batch import WholeCase
 from organseg.data.shards import CaseResults, forget_results
 from organseg.errors import IntegrityError
+from organseg.files import publish_text
 from organseg.metrics import (
     OUTCOMES,
     CaseRow,
     OrganScore,
-    conventions,
     diagonal_mm,
     evaluate_case,
     summarise,
+    summary_text,
     write_case_table,
     write_summary,
 )
@@ -139,13 +141,10 @@ class CaseEvaluation:
         if self.trainer.is_global_zero:
             write_case_table(self.folder / "cases.csv", rows)
             write_summary(self.folder / "summary.csv", lines)
-            print(f"\n{'organ':<26}{'cases':>6}{'DSC %':>8}{'std':>7}{'NSD %':>8}{'HD95 mm':>9}{'ASD mm':>8}"
-                  f"{'missed':>8}{'false':>7}{'absent':>8}")  # fmt: skip
-            for line in lines:
-                print(f"{line.organ:<26}{line.evaluated:>6}{100 * line.dsc.mean:>8.1f}{100 * line.dsc.std:>7.1f}"
-                      f"{100 * line.nsd.mean:>8.1f}{line.hd95_mm.mean:>9.1f}{line.asd_mm.mean:>8.1f}{line.missed:>8}"
-                      f"{line.false_positive:>7}{line.both_empty:>8}")  # fmt: skip
-            print(f"\n{conventions()}\n{self.folder / 'summary.csv'}, {self.folder / 'cases.csv'}")
+            integers = {k + 1: organ for k, organ in enumerate(self.organs)}
+            (self.folder / "predictions").mkdir(parents=True, exist_ok=True)
+            publish_text(self.folder / "predictions" / "labels.json", json.dumps(integers, indent=1))
+            print(f"{summary_text(lines)}\n{self.folder / 'summary.csv'}, {self.folder / 'cases.csv'}")
         return {f"test/dsc/{line.organ}": line.dsc.mean for line in lines}
 
 

@@ -2,7 +2,7 @@
 
 from organseg.metrics.evaluate import OUTCOMES, OrganScore, diagonal_mm, evaluate_case
 from organseg.metrics.overlap import dsc, overlap_counts
-from organseg.metrics.summary import OVERALL, CaseRow, OrganSummary, conventions, summarise
+from organseg.metrics.summary import OVERALL, CaseRow, OrganSummary, conventions, summarise, summary_text
 from organseg.metrics.surface import surface_scores
 from organseg.metrics.tables import read_case_table, write_case_table, write_summary
 from organseg.metrics.torch_metrics import CaseDice
@@ -21,6 +21,7 @@ __all__ = [
     "overlap_counts",
     "read_case_table",
     "summarise",
+    "summary_text",
     "surface_scores",
     "write_case_table",
     "write_summary",

@@ -95,6 +95,21 @@ class OrganSummary:
     nsd: Average
 
 
+def summary_text(lines: Sequence[OrganSummary]) -> str:
+    """A summary as it is shown, with the conventions below it."""
+    table = [
+        f"\n{'organ':<26}{'cases':>6}{'DSC %':>8}{'std':>7}{'NSD %':>8}{'HD95 mm':>9}{'ASD mm':>8}"
+        f"{'missed':>8}{'false':>7}{'absent':>8}"
+    ]
+    for line in lines:
+        table.append(
+            f"{line.organ:<26}{line.evaluated:>6}{100 * line.dsc.mean:>8.1f}{100 * line.dsc.std:>7.1f}"
+            f"{100 * line.nsd.mean:>8.1f}{line.hd95_mm.mean:>9.1f}{line.asd_mm.mean:>8.1f}{line.missed:>8}"
+            f"{line.false_positive:>7}{line.both_empty:>8}"
+        )
+    return "\n".join([*table, "", conventions()])
+
+
 def conventions(empty_distance_mm: float | None = None) -> str:
     """The text to print under a table made with the same option as `summarise`."""
     replacement = "the diagonal of the image" if empty_distance_mm is None else f"{empty_distance_mm:g} mm"

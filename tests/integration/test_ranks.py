@@ -155,3 +155,20 @@ def test_the_confidence_network_takes_the_steps_of_one_process(
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6, msg=name)
     assert logged(runs[2], "confidence/loss") == pytest.approx(logged(runs[1], "confidence/loss"), rel=1e-4)
     assert len(logged(runs[1], "confidence/loss")) == 3
+
+
+def test_the_judges_take_the_steps_of_one_process(
+    toy: Path, tmp_path: Path, round0: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = "--curriculum.score=organseg.curriculum.CrossFittedConfidence"
+    runs = both(toy, tmp_path, round0, monkeypatch, score, "--curriculum.score.init_args.steps=3")
+    one, two = (state(run, PHASES[1]) for run in runs.values())
+    judges = [{name.partition(".")[2]: value for name, value in one.items() if name.startswith(who)} for who in
+              ("first.", "second.")]  # fmt: skip
+    assert judges[0] and judges[0].keys() == judges[1].keys() and not equal(*judges)
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5, msg=name)
+    found = logged(runs[1], "confidence/loss")
+    assert logged(runs[2], "confidence/loss") == pytest.approx(found, rel=1e-4)
+    assert len(found) == 3 and len(set(found)) == 3
+    assert len(pseudo_labels(runs[2])) == len(pseudo_labels(runs[1])) > 0

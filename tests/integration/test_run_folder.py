@@ -233,13 +233,19 @@ def test_data_that_changed_are_not_tested_with_an_older_network(
 
 
 def test_results_are_written_where_the_run_is_now_and_are_its_own(
-    finished: tuple[Path, list[object]], tmp_path: Path
+    finished: tuple[Path, list[object]], toy: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "moved"
     shutil.copytree(finished[0], run)
     config, last = run / "config.yaml", run / "checkpoints" / "last.ckpt"
     organseg("test", "--config", config, "--ckpt_path", last)
     assert (run / "test" / "summary.csv").exists() and not (finished[0] / "test").exists()
+    # What anybody can say of the label maps alone is the same.
+    theirs = tmp_path / "theirs"
+    organseg("evaluate", toy / "phantoms" / "dataset.yaml", "--predictions", run / "test" / "predictions", "--out",
+             theirs, "--processes", 1)  # fmt: skip
+    for name in ("cases.csv", "summary.csv"):
+        assert (theirs / name).read_bytes() == (run / "test" / name).read_bytes()
     phase = run / "03_round1_train" / "checkpoints"
     shutil.copytree(run / "checkpoints", phase)
     done = organseg("test", "--config", config, "--ckpt_path", phase / "last.ckpt", "--out", run, check=2)

@@ -1,0 +1,128 @@
+"""`organseg evaluate`: other people's label maps in the same table as our own."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import AFFINE, LABELS, make_case, write_dataset, write_label_map
+
+from organseg.cli import run
+
+INTEGERS = [f"{value}={organ}" for value, organ in LABELS.items()]
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    return write_dataset(tmp_path / "set", 3, entries={"case1": {"annotated": ["liver"]}}, head={"hide": []})
+
+
+@pytest.fixture(autouse=True)
+def only_the_liver_in_case1(dataset):
+    label = make_case(1)[1]
+    write_label_map(dataset.parent / "case1_label.nii.gz", np.where(label == 2, label, 0).astype(np.uint8))
+
+
+def scores(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with (folder / "cases.csv").open() as file:
+        return {(row["case"], row["organ"]): row for row in csv.DictReader(file)}
+
+
+def evaluate(dataset: Path, folder: Path, *more: str) -> int:
+    words = [
+        "evaluate",
+        str(dataset),
+        "--predictions",
+        str(folder),
+        "--out",
+        str(folder / "scores"),
+        "--processes",
+        "1",
+    ]
+    return run([*words, *more])
+
+
+def test_scores_by_hand_of_maps_with_the_data_set_s_integers(dataset, tmp_path, capsys):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    first, second = make_case(0)[1], make_case(1)[1]
+    moved = np.roll(first, 1, axis=1)
+    write_label_map(folder / "case0.nii.gz", moved)
+    write_label_map(folder / "case1.nii.gz", second)
+    assert evaluate(dataset, folder) == 0
+    captured = capsys.readouterr()
+    assert "1 of 3 cases have no prediction" in captured.err
+    assert "both empty (annotated, absent, and not predicted)" in captured.out
+    found = scores(folder / "scores")
+    assert {case for case, _ in found} == {"tiny/case0", "tiny/case1"}
+    for value, organ in LABELS.items():
+        one, two = moved == value, first == value
+        expected = 2 * (one & two).sum() / (one.sum() + two.sum())
+        assert float(found["tiny/case0", organ]["dsc"]) == pytest.approx(expected)
+    assert float(found["tiny/case0", "liver"]["hd_mm"]) == pytest.approx(9)  # one voxel along y
+    outcomes = {organ: found["tiny/case1", organ]["outcome"] for organ in LABELS.values()}
+    assert outcomes == {"liver": "found", "left_kidney": "unknown", "right_kidney": "unknown", "spleen": "unknown"}
+    assert found["tiny/case1", "liver"]["dsc"] == "1.0"
+
+
+@pytest.mark.parametrize("says", ["option", "file"])
+def test_integers_and_organs_of_their_own(dataset, tmp_path, says):
+    folder = tmp_path / "theirs"
+    (folder / "tiny").mkdir(parents=True)
+    theirs = np.zeros(256, np.uint8)
+    theirs[[7, 2]] = 1, 2
+    for case in (0, 2):  # as `organseg test` names them
+        write_label_map(folder / "tiny" / f"case{case}.nii.gz", theirs[make_case(case)[1]])
+    if says == "file":
+        (folder / "labels.json").write_text(json.dumps({1: "Spleen", 2: "hepar", 3: "aorta"}))
+        assert evaluate(dataset, folder) == 0
+    else:
+        assert evaluate(dataset, folder, "--labels", "1=spleen", "2=liver") == 0
+    found = scores(folder / "scores")
+    assert {organ for _, organ in found} == {"spleen", "liver"}, "what they do not know is no miss"
+    assert {row["dsc"] for row in found.values()} == {"1.0"}
+
+
+def test_what_cannot_be_scored_is_refused_and_the_rest_is_done(dataset, tmp_path, capsys):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    write_label_map(folder / "case0.nii.gz", make_case(0)[1])
+    flipped = AFFINE.copy()
+    flipped[0, 0] *= -1  # with the image's origin
+    write_label_map(folder / "case1.nii.gz", make_case(1)[1], flipped)
+    strange = make_case(2)[1]
+    strange[0, 0, :2] = 9
+    write_label_map(folder / "case2.nii.gz", strange)
+    assert evaluate(dataset, folder) == 3
+    err = capsys.readouterr().err.splitlines()
+    assert err[0].startswith("refused: case1: case1.nii.gz: affine")
+    assert err[1].startswith("refused: case2: case2.nii.gz: label values: found 9, expected 0 or one of 2, 3, 5, 7")
+    assert {case for case, _ in scores(folder / "scores")} == {"tiny/case0"}
+
+
+def test_nothing_to_score(dataset, tmp_path, capsys):
+    folder = tmp_path / "theirs"
+    assert evaluate(dataset, folder) == 2
+    assert "no such folder" in capsys.readouterr().err
+    folder.mkdir()
+    assert evaluate(dataset, folder) == 2
+    assert f"expected, for case0, {folder / 'tiny' / 'case0.nii.gz'}" in capsys.readouterr().err
+    assert evaluate(dataset, folder, "--labels", "1=aorta") == 2
+    assert "no organ in common" in capsys.readouterr().err
+    (folder / "labels.json").write_text("no json")
+    assert evaluate(dataset, folder) == 2
+    assert "not readable" in capsys.readouterr().err
+    assert not (folder / "scores").exists()
+
+
+def test_the_truth_itself_is_perfect_in_any_number_of_processes(dataset, tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for case in range(3):  # under the image's name, as `predict` names them
+        shutil.copy(dataset.parent / f"case{case}_label.nii.gz", folder / f"case{case}.nii.gz")
+    assert evaluate(dataset, folder) == 0
+    one = (folder / "scores" / "summary.csv").read_bytes()
+    assert evaluate(dataset, folder, "--processes", "2", *["--labels", *INTEGERS]) == 0
+    assert (folder / "scores" / "summary.csv").read_bytes() == one
