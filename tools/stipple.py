@@ -4,7 +4,8 @@ Goes on from the runs of tools/relabelling.py (`--methods inerrant0 plain0 stipp
 trains STIPPLE without relabelling with other numbers of bins, and as the thesis has it (`boxes`: organs centred in
 their bounding boxes, found by alignment, no blur); tests the latter with organs at their naive and true positions, and
 ours with true ones; and shows, beside the DSC, how far the positions are off and how much is predicted far from the
-organ. What is finished is skipped, what cannot be compared refused. Tables also go to `positions.csv` and `variants.csv` in `--tables`.
+organ. What is finished is skipped, what cannot be compared is refused. Tables also go to `positions.csv` and
+`variants.csv` in `--tables`.
 
 Usage: python tools/stipple.py --cache cache --out runs/relabelling --share 30 --seed 0 --minutes 60
 Options that it does not know, as --option=value, go to every `fit`.
