@@ -4,12 +4,19 @@ import csv
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
+import numpy as np
 import pytest
 import torch
 import warm
 from toy import TOY, organseg
+
+sys.path.append(str(warm.TOOLS))
+
+import before_after
+import stipple
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "experiment"
@@ -148,3 +155,25 @@ def test_two_ranks_find_the_same_organs(runs: Path, toy: Path, tmp_path: Path) -
     organseg(*words, "--out", tmp_path / "two", "--trainer.devices=2", "--trainer.strategy=ddp")
     one = (runs / "stipple0" / "prior" / "centres.csv").read_text()
     assert (tmp_path / "two" / "prior" / "centres.csv").read_text() == one
+
+
+def test_volumes_far_from_the_organ_by_hand() -> None:
+    truth, preds = np.zeros((2, 1, 1, 40), np.uint8)
+    truth[0, 0, 5:8] = 1
+    preds[0, 0, [6, 15, 27, 28, 39]] = 1  # 8, 20, 21 and 32 voxels from the last one of the organ
+    preds[0, 0, 30] = 2  # of an organ that is absent: all of it
+    preds[0, 0, 31] = 3  # of one that is unknown: none
+    volumes = stipple.far_ml(preds, truth, (10.0, 10.0, 1.0), np.array([True, True, False]))
+    assert volumes == pytest.approx([0.2, 0.1])  # two voxels of 100 mm3; exactly 20 mm is not far
+    assert stipple.far_ml(truth, truth, (10.0, 10.0, 1.0), np.array([True])) == [0.0]
+
+
+def test_what_is_recovered_and_removed_by_hand() -> None:
+    label, one, two = np.zeros((3, 2, 1, 6), np.uint8)
+    label[0, 0, :3] = 2
+    one[0, 0, [0, 4, 5]] = 2  # one right, two false
+    two[0, 0, [0, 1, 5]] = 2  # two right, one false
+    two[1, 0, 0] = 2  # and one invented in the other slice
+    cases = [SimpleNamespace(label=label, preds=preds) for preds in (one, two)]
+    recovered, removed = before_after.changes(*cases, 1)
+    assert recovered.tolist() == [1, 0] and removed.tolist() == [1, -1]
