@@ -1,5 +1,6 @@
 """Worker processes that never outlive who started them, requests to stop, and memory that does not page-fault."""
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -61,7 +62,7 @@ STOP = StopRequest()
 
 
 class LosableOutput:
-    """Standard output that may be closed, full or read by nobody any more: one warning, and the work goes on.
+    """An output that may be closed, full or read by nobody any more: one warning, and the work goes on.
 
     Args:
         stream: Where it goes; None where the process was started without.
@@ -84,7 +85,8 @@ class LosableOutput:
         except OSError as error:
             # The descriptor, not the object: what lies in the stream's buffer and what libraries print go there too.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            print(f"organseg: warning: standard output: {error.strerror}; going on without it", file=sys.stderr)
+            with contextlib.suppress(OSError):  # it may be the same place
+                print(f"organseg: warning: standard output: {error.strerror}; going on without it", file=sys.stderr)
             return None
 
     def __getattr__(self, name: str) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from organseg.cli.tested import is_tested
 from organseg.cli.training import OrgansegCLI, run_lightning
 from organseg.errors import IntegrityError
 from organseg.runtime.run_folder import RunFolder
@@ -16,10 +17,7 @@ COARSE = "model.init_args.coarse"
 def is_finished(run: Path) -> bool:
     """Whether a run has ended, and its test is of its end: a test by hand, half-way, is no result."""
     record = RunFolder(run).record() if (run / "run.json").exists() else None
-    tested, last = run / "test" / "summary.csv", run / "checkpoints" / "last.ckpt"
-    if not (record and record["finished"] and tested.exists() and last.exists()):
-        return False
-    return tested.stat().st_mtime >= last.stat().st_mtime
+    return bool(record and record["finished"]) and is_tested(run / "checkpoints" / "last.ckpt", run / "test")
 
 
 def refuse_another_setup(fit: Sequence[str]) -> None:

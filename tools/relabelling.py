@@ -32,11 +32,13 @@ from organseg.runtime.run_folder import DATA
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
 METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis", "naive", "stipple0", "stipple",
            "plain0", "plain", "inerrant_mcp", "inerrant_all", "inerrant_stipple")  # fmt: skip
+UNSELECTED = ("threshold=0.5", "smooth_mm=0.0", "largest_piece=false", "max_volume=1000.0")
+"""A selection that leaves nothing out."""
 CHANGED = {
-    "plain0": ("stipple0", ("--model.init_args.use", "[]")),
-    "plain": ("stipple", ("--model.init_args.use", "[]")),
-    "inerrant_mcp": ("inerrant", ("--curriculum.score", "mcp")),
-    "inerrant_all": ("inerrant", ("--curriculum.selection", "null")),
+    "plain0": ("stipple0", ("--model.init_args.use=[]",)),
+    "plain": ("stipple", ("--model.init_args.use=[]",)),
+    "inerrant_mcp": ("inerrant", ("--curriculum.score=mcp",)),
+    "inerrant_all": ("inerrant", tuple(f"--curriculum.selection.{option}" for option in UNSELECTED)),
 }
 """One part left out: STIPPLE's schedule without a prior, with and without relabelling; INERRANT without its judges,
 ranked by the probability alone, and without its selection."""
@@ -89,7 +91,7 @@ class Run:
         words += [
             word for word in more
             if (with_rounds or not word.startswith("--curriculum."))
-            and not any(word.startswith(f"{option}.") for option in changes[::2])
+            and not any(word.startswith(f"{change.partition('=')[0]}.") for change in changes)
         ]  # fmt: skip
         words += changes
         if self.method == ROUND0:

@@ -26,6 +26,7 @@ from relabelling import ROUND0, Run, organseg, rows_of, write
 from scipy import ndimage
 
 from organseg.cli.modules import load_module
+from organseg.cli.tested import is_tested
 from organseg.cli.training import quieten
 from organseg.data import SliceDataModule
 from organseg.errors import OrgansegError
@@ -60,12 +61,10 @@ def work(base: Run, arguments: argparse.Namespace, more: list[str]) -> None:
         refuse_unequal([base.folder, run], [f"model.init_args.{option}" for option in ("bins", *THESIS)])
     for name, position in TESTS:
         trained = base.folder.with_name(name)
-        run = base.folder.with_name(f"{name}_{position}")
-        ready = (trained / "test" / "summary.csv").exists()
-        if (run / "test" / "summary.csv").exists() or not ready or time.monotonic() > end:
+        run, last = base.folder.with_name(f"{name}_{position}"), trained / "checkpoints" / "last.ckpt"
+        if not is_finished(trained) or is_tested(last, run / "test") or time.monotonic() > end:
             continue
-        organseg("test", "--config", f"{trained / 'config.yaml'}", "--ckpt_path",
-                 f"{trained / 'checkpoints' / 'last.ckpt'}", "--out", f"{run}",
+        organseg("test", "--config", f"{trained / 'config.yaml'}", "--ckpt_path", f"{last}", "--out", f"{run}",
                  "--model.init_args.position", position)  # fmt: skip
 
 
@@ -170,10 +169,10 @@ def main() -> None:
     variants = [ROUND0, "inerrant0", "plain0", "plain", "stipple0", "stipple",
                 *(f"stipple0_bins_{bins}" for bins in arguments.bins), BOXES,
                 *(f"{name}_{position}" for name, position in TESTS)]  # fmt: skip
-    lines = []
+    lines, trained = [], {f"{name}_{position}": name for name, position in TESTS}
     for name in variants:
-        run = base.folder.with_name(name)
-        if (run / "test" / "summary.csv").exists():
+        run, of = base.folder.with_name(name), base.folder.with_name(trained.get(name, name))
+        if is_finished(of) and is_tested(of / "checkpoints" / "last.ckpt", run / "test"):
             scores = {row["organ"]: row["dsc_mean"] for row in rows_of(run / "test" / "summary.csv")}
             far = far_of(run, run if (run / "config.yaml").exists() else base.folder)  # those of TESTS have none
             volumes = {f"far_ml_{organ}": f"{volume:.3f}" for organ, volume in far.items()}
@@ -191,7 +190,7 @@ def main() -> None:
     errors = []
     for name, positions in FOUND.items():
         run = base.folder.with_name(name)
-        if (run / "test" / "summary.csv").exists() and arguments.minutes > 0:
+        if is_finished(run) and arguments.minutes > 0:
             errors += position_errors(run, positions)
     if errors:
         show_positions(errors)

@@ -35,12 +35,12 @@ def run(argv: Sequence[str]) -> int:
     """
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
-    shown = sys.stdout
+    shown = sys.stdout, sys.stderr
     try:
         refuse_secrets(argv, "command line")
         argv = take_trusted(argv)
         if argv and argv[0] in _LONG:
-            sys.stdout = LosableOutput(shown)
+            sys.stdout, sys.stderr = map(LosableOutput, shown)
         if argv and argv[0] in _LIGHTNING:
             die_with_launcher()
             if argv[0] == "fit":
@@ -72,9 +72,10 @@ def run(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     finally:
-        if isinstance(sys.stdout, LosableOutput):
-            sys.stdout.flush()
-        sys.stdout = shown
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, LosableOutput):
+                stream.flush()
+        sys.stdout, sys.stderr = shown
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -169,9 +170,11 @@ def _add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     )  # fmt: skip
     scorer.add_argument(
         "--labels", nargs="*", default=[], metavar="INT=ORGAN",
-        help="what their integers mean (default: as labels.json beside them says, or as in the data set)",
+        help="what their integers mean; others are background (default: as labels.json beside them says, or as in the "
+        "data set, and others are faults)",
     )  # fmt: skip
     scorer.add_argument("--out", required=True, metavar="DIR", help="folder of cases.csv and summary.csv")
+    scorer.add_argument("--overwrite", action="store_true", help="replace them")
     scorer.add_argument("--processes", type=int, default=0, help="default: all cores")
 
     reporter = commands.add_parser("report", help="curves, box plots and overlays of a run, as one folder")

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from organseg.batch import WholeCase
 from organseg.checkpoints import verify_checkpoint
+from organseg.cli.causes import known_cause
 from organseg.cli.modules import load_module
 from organseg.cli.training import quieten
 from organseg.data.shards import Shard
@@ -60,6 +61,16 @@ class Job:
 
 def predict(arguments: Namespace) -> int:
     """Segment all inputs; 3 if some were refused, the others are done."""
+    try:
+        return _predict(arguments)
+    except Exception as error:
+        known = known_cause(error)
+        if known:
+            raise known from error
+        raise
+
+
+def _predict(arguments: Namespace) -> int:
     quieten()
     paths, out = [Path(path) for path in arguments.ckpt_path], Path(arguments.out)
     digests = [verify_checkpoint(path) for path in paths]
@@ -80,9 +91,9 @@ def predict(arguments: Namespace) -> int:
         return 0
     precision = affordable_precision(arguments.precision, arguments.accelerator)
     module = _module(paths, arguments.tta)
-    labels = json.dumps({k + 1: organ for k, organ in enumerate(module.organs)}, indent=1)
-    _refuse_other_labels(out, labels, [job.output for job in jobs])
-    publish_text(out / "labels.json", labels)
+    labels = {f"{k + 1}": organ for k, organ in enumerate(module.organs)}
+    _refuse_other_labels(out, labels, everything if arguments.overwrite else [job.input for job in jobs])
+    publish_text(out / "labels.json", json.dumps(labels, indent=1))
     scans = Scans(jobs, module.preprocessing, arguments.affine, arguments.assume_affine)
     trainer = L.Trainer(
         accelerator=arguments.accelerator,
@@ -148,7 +159,8 @@ def _plan(inputs: Sequence[Path], out: Path, options: dict[str, Any], overwrite:
             earlier = made.get(output.name, [])
             if {**made_from, "output": sha256_of(output)} in earlier:
                 continue
-            if earlier[-1:] != [{**made_from, "output": _BEGUN}]:  # else it was killed before it noted the hash
+            of_this = [record["output"] for record in earlier if {**record, **made_from} == record]
+            if set(of_this) != {_BEGUN}:  # else it was killed before it noted the hash
                 foreign.append(str(output))
         jobs.append(Job(path, output, made_from))
     if foreign:
@@ -167,14 +179,26 @@ def _sha256_of(path: Path) -> str:
         return ""
 
 
-def _refuse_other_labels(out: Path, labels: str, outputs: Sequence[Path]) -> None:
+def _refuse_other_labels(out: Path, labels: dict[str, str], inputs: Sequence[Path]) -> None:
     """One `labels.json` says what the integers of all maps in a folder mean.
+
+    Args:
+        out: The folder.
+        labels: Integer -> organ, of the maps to come.
+        inputs: Whose maps are made, or made anew.
 
     Raises:
         UsageError: If maps that stay there were made with other organs.
     """
     file = out / "labels.json"
-    if file.exists() and file.read_text() != labels and {*out.glob("*.nii.gz")} - {*outputs}:
+    stay = {out / name for name in _made(out)} - {_output_of(path, out) for path in inputs}
+    if not file.exists() or not any(path.exists() for path in stay):
+        return
+    try:
+        same = json.loads(file.read_text()) == labels
+    except ValueError:
+        same = False
+    if not same:
         raise UsageError(f"{out}: holds label maps of other organs ({file.name}); choose another --out")
 
 

@@ -4,6 +4,7 @@ So another tool's predictions, or a rater's labels, stand in the same table. Wha
 and has no value, whoever predicted it.
 """
 
+import contextlib
 import json
 import sys
 from argparse import Namespace
@@ -11,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from organseg.anatomy import canonical
 from organseg.data.cache import value_counts
-from organseg.data.check import Examined, examine
+from organseg.data.check import Examined, examine, read_label_of
 from organseg.data.manifest import CaseEntry, Manifest, load_manifest
 from organseg.errors import Fault, InputError, StorageError, UsageError
 from organseg.metrics import (
@@ -29,7 +31,6 @@ from organseg.metrics import (
     write_summary,
 )
 from organseg.processes import in_processes, usable_cores
-from organseg.volumes import compare_geometry, read_label
 
 LABELS = "labels.json"
 """Beside label maps: integer -> organ."""
@@ -49,24 +50,20 @@ def evaluate(arguments: Namespace, labels: Mapping[int, str]) -> int:
     manifest, folder, out = load_manifest(Path(arguments.dataset)), Path(arguments.predictions), Path(arguments.out)
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
-    integers = integers_of(folder, labels) or manifest.labels
-    organs = [organ for organ in manifest.organs if organ in integers.values()]
-    if not organs:
-        ours, theirs = ", ".join(manifest.organs), ", ".join(integers.values())
-        raise UsageError(f"{folder}: no organ in common: {theirs} are predicted, {manifest.name} labels {ours}")
-    predicted = [case for case in manifest.cases if prediction_of(folder, manifest, case)]
-    if not predicted:
-        case = manifest.cases[0]
-        names = " or ".join(str(path) for path in places(folder, manifest, case))
-        raise UsageError(f"{folder}: no prediction of any case of {manifest.name}; expected, for {case.id}, {names}")
+    there = [name for name in ("cases.csv", "summary.csv") if (out / name).exists()]
+    if there and not arguments.overwrite:
+        raise UsageError(f"{out}: holds {' and '.join(there)} already; choose another --out, or --overwrite")
+    meaning = meaning_of(folder, labels, manifest)
+    files = predictions_of(folder, manifest)
     refused, rows = 0, list[CaseRow]()
-    work = partial(score_case, manifest, folder, integers)
-    for scored in in_processes(work, predicted, arguments.processes or usable_cores()):
+    cases = [case for case in manifest.cases if case.id in files]
+    work = partial(score_case, manifest, folder, files, meaning)
+    for scored in in_processes(work, cases, arguments.processes or usable_cores()):
         for fault in scored.faults:
             print(fault, file=sys.stderr)
         refused += not scored.rows
         rows += scored.rows
-    left = len(manifest.cases) - len(predicted)
+    left = len(manifest.cases) - len(cases)
     if left:
         found = f"{left} of {len(manifest.cases)} cases have no prediction"
         print(f"organseg: warning: {found}, and are in no mean", file=sys.stderr)
@@ -83,64 +80,103 @@ def evaluate(arguments: Namespace, labels: Mapping[int, str]) -> int:
     return 3 if refused else 0
 
 
-def integers_of(folder: Path, given: Mapping[int, str]) -> dict[int, str]:
-    """What the predictions' integers mean: as given, or as the folder says; {} where nobody does.
+@dataclass(frozen=True)
+class Meaning:
+    """What the integers of the predictions are.
+
+    Attributes:
+        organs: Integer -> organ, of those that the data set labels.
+        others: Whether other integers are other structures, which count as background; else they are faults.
+    """
+
+    organs: dict[int, str]
+    others: bool
+
+
+def meaning_of(folder: Path, given: Mapping[int, str], manifest: Manifest) -> Meaning:
+    """As given, or as the folder says; where nobody says anything, as in the data set.
 
     Raises:
-        UsageError: If an organ is unknown, or `labels.json` is not readable.
+        UsageError: If an integer cannot be one, `labels.json` is not readable, or no organ is in common.
     """
     file = folder / LABELS
-    if given or not file.exists():
-        return {value: canonical(organ) for value, organ in given.items()}
-    try:
-        return {int(value): canonical(str(organ)) for value, organ in json.loads(file.read_text()).items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"{file}: not readable ({error}); give --labels 1=liver 2=spleen ...") from error
+    named: Mapping[Any, Any] = given
+    if not given and file.exists():
+        try:
+            named = dict(json.loads(file.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"{file}: not readable ({error}); give --labels 1=liver 2=spleen ...") from error
+    if not named:
+        return Meaning(dict(manifest.labels), others=False)
+    organs = {}
+    for value, name in named.items():
+        if not str(value).isdigit() or not 0 <= int(value) <= 255:
+            raise UsageError(f"labels: found {value!r}, expected integers from 1 to 255")
+        with contextlib.suppress(UsageError):  # a structure that organseg has no name for
+            organs[int(value)] = canonical(str(name))
+    ours = {value: organ for value, organ in organs.items() if value and organ in manifest.organs}
+    if not ours:
+        known, theirs = ", ".join(manifest.organs), ", ".join(map(str, named.values()))
+        raise UsageError(f"{folder}: no organ in common: {theirs:.200} are predicted, {manifest.name} labels {known}")
+    return Meaning(ours, others=True)
 
 
-def places(folder: Path, manifest: Manifest, case: CaseEntry) -> Iterator[Path]:
-    """Where a prediction may lie: as `test` and `predict` write them, or by the case's id, as nnU-Net does."""
-    image = case.image.name.removesuffix(".gz").removesuffix(".nii")
-    for name in dict.fromkeys((f"{manifest.name}/{case.id}", case.id, image)):
-        yield from (folder / f"{name}.nii.gz", folder / f"{name}.nii")
+def predictions_of(folder: Path, manifest: Manifest) -> dict[str, Path]:
+    """Case id -> its label map: as `test` and `predict` name them, or by the case's id, as nnU-Net does.
+
+    Raises:
+        UsageError: If there is none at all, or one file would be the prediction of two cases.
+    """
+    found: dict[str, Path] = {}
+    owner: dict[Path, str] = {}
+    for case in manifest.cases:
+        image = case.image.name.removesuffix(".gz").removesuffix(".nii")
+        names = dict.fromkeys((f"{manifest.name}/{case.id}", case.id, image))
+        wanted = [folder / f"{name}{ending}" for name in names for ending in (".nii.gz", ".nii")]
+        path = next((path for path in wanted if path.exists()), None)
+        if path is None:
+            continue
+        if path in owner:
+            raise UsageError(f"{path}: of {owner[path]} or of {case.id}? Name label maps by the cases' ids")
+        found[case.id], owner[path] = path, case.id
+    if not found:
+        expected = " or ".join(str(path) for path in wanted[::2])
+        raise UsageError(f"{folder}: no prediction of any case of {manifest.name}; expected, for {case.id}, {expected}")
+    return found
 
 
-def prediction_of(folder: Path, manifest: Manifest, case: CaseEntry) -> Path | None:
-    """A case's label map, if somebody made one."""
-    return next((path for path in places(folder, manifest, case) if path.exists()), None)
-
-
-def score_case(manifest: Manifest, folder: Path, integers: Mapping[int, str], case: CaseEntry) -> Scored:
+def score_case(
+    manifest: Manifest, folder: Path, files: Mapping[str, Path], meaning: Meaning, case: CaseEntry
+) -> Scored:
     """All metrics of one case, on its own grid; only of organs that the predictions know."""
-    path = prediction_of(folder, manifest, case)
-    assert path is not None
+    path = files[case.id]
     try:
         truth = examine(manifest, case)
-        preds, faults = read_label(path, case=case.id, root=folder, affine_source=manifest.affine)
     except InputError as error:
         return Scored(case.id, faults=error.faults)
-    faults += compare_geometry(truth.image, preds, case=case.id, path=str(path.relative_to(folder)))
-    table = np.zeros(256, dtype=np.uint8)
-    for value, organ in integers.items():
-        if organ in manifest.organs:
-            table[value] = manifest.organs.index(organ) + 1
-    values = np.flatnonzero(value_counts(preds.array)).tolist()
-    unknown = [str(value) for value in values if value and value not in integers]
-    if unknown:
-        expected = f"0 or one of {', '.join(map(str, sorted(integers)))}"
-        faults.append(Fault(case.id, str(path.relative_to(folder)), "label values", ", ".join(unknown), expected,
-                            "say what they mean: --labels 1=liver 2=spleen ..."))  # fmt: skip
-    if any(fault.refused for fault in faults):
+    preds, faults = read_label_of(truth.image, path, case=case.id, root=folder, affine_source=manifest.affine)
+    if preds is not None and not meaning.others:
+        values = np.flatnonzero(value_counts(preds.array)).tolist()
+        unknown = [str(value) for value in values if value and value not in meaning.organs]
+        if unknown:
+            expected = f"0 or one of {', '.join(map(str, sorted(meaning.organs)))}"
+            remedy = "say what integers mean: --labels 1=liver 2=spleen ..."
+            where = str(path.relative_to(folder))
+            faults.append(Fault(case.id, where, "label values", ", ".join(unknown), expected, remedy))
+    if preds is None or any(fault.refused for fault in faults):
         return Scored(case.id, faults=tuple(faults))
-    return Scored(case.id, tuple(_rows(manifest, case, truth, table[preds.array], integers)), tuple(faults))
+    table = np.zeros(256, dtype=np.uint8)
+    for value, organ in meaning.organs.items():
+        table[value] = manifest.organs.index(organ) + 1
+    return Scored(case.id, tuple(_rows(manifest, case, truth, table[preds.array], meaning)), tuple(faults))
 
 
 def _rows(
-    manifest: Manifest, case: CaseEntry, truth: Examined, preds: np.ndarray, integers: Mapping[int, str]
+    manifest: Manifest, case: CaseEntry, truth: Examined, preds: np.ndarray, meaning: Meaning
 ) -> Iterator[CaseRow]:
     known = [organ in case.annotated for organ in manifest.organs]
     scores = evaluate_case(preds, truth.label, known, truth.image.spacing)
     diagonal = diagonal_mm(truth.label.shape, truth.image.spacing)
     for organ, score in zip(manifest.organs, scores, strict=True):
-        if organ in integers.values():
+        if organ in meaning.organs.values():
             yield CaseRow(f"{manifest.name}/{case.id}", organ, score, diagonal)

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from organseg.checkpoints import load_checkpoint
+from organseg.checkpoints import listed, load_checkpoint, verify_checkpoint
 from organseg.errors import IntegrityError, UsageError
+from organseg.files import publish_text
 from organseg.runtime.run_folder import DATA, RunFolder
 
 _DATA = (
@@ -14,13 +15,16 @@ _DATA = (
 )  # fmt: skip
 """Options that decide which patients a network has seen, and how."""
 
+TESTED = "checkpoint.sha256"
+"""Beside a test's tables."""
+
 _POSITION = "model.init_args.position"
 _NOT_THE_NETWORK = ("model.init_args.optimizer", "model.init_args.lr_decay", _POSITION)
 """Options of a method that a test may change: of its training, or where the organs of a test case are taken to be."""
 
 
 def run_of(checkpoint: str | None) -> RunFolder | None:
-    """The run that a checkpoint is the result of, wherever it lies now; None where it is no run's result."""
+    """The run in whose folder a checkpoint lies, wherever that is now; None where it lies elsewhere."""
     folder = Path(checkpoint).resolve().parent.parent if checkpoint else None
     return RunFolder(folder) if folder and (folder / "run.json").exists() else None
 
@@ -56,6 +60,21 @@ def refuse_other_run(checkpoint: Path, wanted: Mapping[str, Any], content_hash: 
         )
 
 
+def note_tested(checkpoint: Path, folder: Path) -> None:
+    """Write beside a test's tables which checkpoint they are of: its sha256."""
+    if folder.is_dir():
+        publish_text(folder / TESTED, f"{verify_checkpoint(checkpoint)}\n")
+
+
+def is_tested(checkpoint: Path, folder: Path) -> bool:
+    """Whether a folder has the tables of this checkpoint, as it is now."""
+    try:
+        found = (folder / TESTED).read_text().strip()
+    except OSError:
+        return False
+    return (folder / "summary.csv").exists() and found == (listed(checkpoint) or [""])[0]
+
+
 def refuse_no_result(checkpoint: Path, wanted: Mapping[str, Any], run: RunFolder) -> None:
     """Refuse to write into a run's folder what would be taken for its result.
 
@@ -70,7 +89,7 @@ def refuse_no_result(checkpoint: Path, wanted: Mapping[str, Any], run: RunFolder
     record = run.record() if (run.path / "run.json").exists() else None
     if record is None:
         return
-    if checkpoint.resolve().parent != run.checkpoints.resolve():
+    if checkpoint.resolve() != (run.checkpoints / "last.ckpt").resolve():
         raise UsageError(f"{checkpoint}: no result of {run.path}: add --out, for a folder of its own")
     if record["identity"].get(_POSITION) != wanted.get(_POSITION):
         raise UsageError(f"{_POSITION}: {wanted[_POSITION]} is no result of {run.path}: add --out")

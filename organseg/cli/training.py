@@ -28,7 +28,7 @@ from organseg.checkpoints import verify_checkpoint
 from organseg.cli.causes import known_cause
 from organseg.cli.configs import expand
 from organseg.cli.modules import build_module, explained, trust
-from organseg.cli.tested import refuse_no_result, refuse_other_run, run_of
+from organseg.cli.tested import note_tested, refuse_no_result, refuse_other_run, run_of
 from organseg.curriculum import Curriculum
 from organseg.data.coverage import coverage
 from organseg.data.shards import CaseResults, Shard
@@ -297,6 +297,8 @@ class OrgansegCLI(LightningCLI):
             made_of = [__version__, verify_checkpoint(Path(ckpt_path)), self.wanted, datamodule.content_hash]
             datamodule.results = CaseResults(self.run_folder.path / "test", self.shard, made_of)
         stage(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
+        if self.subcommand == "test" and self.trainer.is_global_zero:
+            note_tested(Path(ckpt_path), self.run_folder.path / "test")
 
 
 def run_lightning(argv: Sequence[str], command: type[OrgansegCLI] = OrgansegCLI) -> int:
@@ -313,7 +315,7 @@ def run_lightning(argv: Sequence[str], command: type[OrgansegCLI] = OrgansegCLI)
         if known and launched_by_rank_0() and _rank_0_ends():
             return known.exit_code  # all ranks fail alike, and rank 0 has said why
         if known:
-            raise known from None
+            raise known from error
         raise
     finally:
         end_loader_workers()

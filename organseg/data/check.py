@@ -19,7 +19,7 @@ from organseg.data.manifest import CaseEntry, Manifest
 from organseg.errors import Fault, InputError
 from organseg.files import sha256_of
 from organseg.processes import in_processes
-from organseg.volumes import Volume, compare_geometry, read_image, read_label, to_canonical, to_file
+from organseg.volumes import AffineSource, Volume, compare_geometry, read_image, read_label, to_canonical, to_file
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,14 @@ def examine(manifest: Manifest, case: CaseEntry) -> Examined:
     """
     # Hashed before they are read: a file that changes in between is found to be another one next time.
     image_sha256, label_sha256 = _sha256_of(case.image), _sha256_of(case.label)
-    options = {"case": case.id, "root": manifest.root, "affine_source": manifest.affine}
+    options: dict[str, Any] = {"case": case.id, "root": manifest.root, "affine_source": manifest.affine}
     image, faults = _attempt(
         read_image, case.image, **options, modality=manifest.modality, assume_affine=manifest.assume_affine
     )
     label = None
     if case.label is not None:
-        # A label map without an affine, as BTCV's originals are, lies on its image's grid if it has that shape.
-        label, more = _attempt(read_label, case.label, **options, assume_affine=True)
-        if image is not None and label is not None and any(fault.field == "affine" for fault in more):
-            label = _on_the_grid_of(image, label)
-            found, expected = "no affine of its own", "the image's affine"
-            more = [fault for fault in more if fault.field != "affine"]
-            more.append(_fault(manifest, case, "affine", found, expected, "taken from its image", refused=False))
+        label, more = read_label_of(image, case.label, **options)
         faults += more
-    if image is not None and label is not None:
-        faults += compare_geometry(image, label, case=case.id, path=_relative(manifest, case))
     stored = None
     if label is not None:
         stored, more = _renumber(manifest, case, label.array)
@@ -83,6 +75,25 @@ def _sha256_of(path: Path | None) -> str:
         return sha256_of(path) if path and path.is_file() else ""  # a FIFO would be waited for
     except OSError:
         return ""
+
+
+def read_label_of(
+    image: Volume | None, path: Path, *, case: str, root: Path, affine_source: AffineSource | None
+) -> tuple[Volume | None, list[Fault]]:
+    """A label map of a scan, and all faults; None where it cannot be read.
+
+    One without an affine, as BTCV's originals are, lies on its image's grid if it has that shape.
+    """
+    label, faults = _attempt(read_label, path, case=case, root=root, affine_source=affine_source, assume_affine=True)
+    if image is None or label is None:
+        return label, faults
+    where = str(path.relative_to(root))
+    if any(fault.field == "affine" for fault in faults):
+        label = _on_the_grid_of(image, label)
+        found, expected = "no affine of its own", "the image's affine"
+        faults = [fault for fault in faults if fault.field != "affine"]
+        faults.append(Fault(case, where, "affine", found, expected, "taken from its image", refused=False))
+    return label, faults + compare_geometry(image, label, case=case, path=where)
 
 
 def _on_the_grid_of(image: Volume, label: Volume) -> Volume:

@@ -142,8 +142,9 @@ class FiniteLoss(Callback):
         if torch.stack(norms).sum().isfinite():
             self.bad = 0
             return
-        for parameter in parameters:
-            parameter.grad = None  # a gradient of zero would still move weights, by momentum and decay
+        if getattr(trainer.precision_plugin, "scaler", None) is None:  # else that leaves the step out
+            for parameter in parameters:
+                parameter.grad = None  # a gradient of zero would still move weights, by momentum and decay
         for buffer, before in self._statistics:
             buffer.copy_(before)
         self.bad += 1

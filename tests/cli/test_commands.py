@@ -315,3 +315,11 @@ def test_a_manifest_that_cannot_be_read(tmp_path, capsys, monkeypatch):
 def test_trust_needs_a_module(capsys, word):
     assert run(["predict", word]) == 2
     assert "name a module" in capsys.readouterr().err
+
+
+def test_two_files_of_one_case_are_refused(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for name in ("img7.nii.gz", "image_7.nii.gz"):
+        (tmp_path / "images" / name).write_bytes(b"")
+    assert run(["import", "folder", str(tmp_path), "--out", str(tmp_path / "d.yaml"), "--labels", "1=liver"]) == 2
+    assert "image_7.nii.gz and img7.nii.gz are both case 7" in capsys.readouterr().err

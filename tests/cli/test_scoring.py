@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from synthetic import AFFINE, LABELS, make_case, write_dataset, write_label_map
@@ -16,13 +17,10 @@ INTEGERS = [f"{value}={organ}" for value, organ in LABELS.items()]
 
 @pytest.fixture
 def dataset(tmp_path) -> Path:
-    return write_dataset(tmp_path / "set", 3, entries={"case1": {"annotated": ["liver"]}}, head={"hide": []})
-
-
-@pytest.fixture(autouse=True)
-def only_the_liver_in_case1(dataset):
+    path = write_dataset(tmp_path / "set", 3, entries={"case1": {"annotated": ["liver"]}})
     label = make_case(1)[1]
-    write_label_map(dataset.parent / "case1_label.nii.gz", np.where(label == 2, label, 0).astype(np.uint8))
+    write_label_map(path.parent / "case1_label.nii.gz", np.where(label == 2, label, 0).astype(np.uint8))
+    return path
 
 
 def scores(folder: Path) -> dict[tuple[str, str], dict[str, str]]:
@@ -72,11 +70,12 @@ def test_integers_and_organs_of_their_own(dataset, tmp_path, says):
     folder = tmp_path / "theirs"
     (folder / "tiny").mkdir(parents=True)
     theirs = np.zeros(256, np.uint8)
-    theirs[[7, 2]] = 1, 2
+    theirs[[7, 2, 5]] = 1, 2, 9  # 9: a structure that we have no name for
     for case in (0, 2):  # as `organseg test` names them
         write_label_map(folder / "tiny" / f"case{case}.nii.gz", theirs[make_case(case)[1]])
     if says == "file":
-        (folder / "labels.json").write_text(json.dumps({1: "Spleen", 2: "hepar", 3: "aorta"}))
+        named = {0: "background", 1: "Spleen", 2: "hepar", 3: "aorta", 9: "vertebrae_L5"}
+        (folder / "labels.json").write_text(json.dumps(named))
         assert evaluate(dataset, folder) == 0
     else:
         assert evaluate(dataset, folder, "--labels", "1=spleen", "2=liver") == 0
@@ -108,7 +107,7 @@ def test_nothing_to_score(dataset, tmp_path, capsys):
     assert "no such folder" in capsys.readouterr().err
     folder.mkdir()
     assert evaluate(dataset, folder) == 2
-    assert f"expected, for case0, {folder / 'tiny' / 'case0.nii.gz'}" in capsys.readouterr().err
+    assert f"expected, for case2, {folder / 'tiny' / 'case2.nii.gz'}" in capsys.readouterr().err
     assert evaluate(dataset, folder, "--labels", "1=aorta") == 2
     assert "no organ in common" in capsys.readouterr().err
     (folder / "labels.json").write_text("no json")
@@ -124,5 +123,38 @@ def test_the_truth_itself_is_perfect_in_any_number_of_processes(dataset, tmp_pat
         shutil.copy(dataset.parent / f"case{case}_label.nii.gz", folder / f"case{case}.nii.gz")
     assert evaluate(dataset, folder) == 0
     one = (folder / "scores" / "summary.csv").read_bytes()
-    assert evaluate(dataset, folder, "--processes", "2", *["--labels", *INTEGERS]) == 0
+    assert evaluate(dataset, folder) == 2, "never replaced unasked"
+    assert evaluate(dataset, folder, "--overwrite", "--processes", "2", "--labels", *INTEGERS) == 0
     assert (folder / "scores" / "summary.csv").read_bytes() == one
+
+
+def test_a_map_without_an_affine_lies_on_its_image_s_grid(dataset, tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    label = nibabel.load(dataset.parent / "case0_label.nii.gz")
+    label.set_sform(None)
+    label.set_qform(None)
+    nibabel.save(label, folder / "case0.nii.gz")
+    assert evaluate(dataset, folder) == 0
+    assert {row["dsc"] for row in scores(folder / "scores").values()} == {"1.0"}
+
+
+def test_one_map_is_not_the_prediction_of_two_cases(tmp_path, capsys):
+    dataset = write_dataset(tmp_path / "set", ["a", "b"])
+    for scan in ("a", "b"):
+        (tmp_path / "set" / scan).mkdir()
+        (tmp_path / "set" / f"{scan}.nii.gz").rename(tmp_path / "set" / scan / "ct.nii.gz")
+    text = dataset.read_text()
+    dataset.write_text(text.replace("image: a.nii.gz", "image: a/ct.nii.gz").replace("image: b.nii", "image: b/ct.nii"))
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    write_label_map(folder / "ct.nii.gz", make_case(0)[1])
+    assert evaluate(dataset, folder) == 2
+    assert "of a or of b?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("label", ["300=liver", "-1=liver"])
+def test_integers_that_a_map_cannot_have(dataset, tmp_path, capsys, label):
+    (tmp_path / "theirs").mkdir()
+    assert evaluate(dataset, tmp_path / "theirs", f"--labels={label}") == 2
+    assert "expected" in capsys.readouterr().err

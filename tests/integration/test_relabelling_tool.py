@@ -14,6 +14,7 @@ from organseg.errors import IntegrityError
 
 sys.path.append(str(warm.TOOLS))
 
+import compared
 import relabelling
 
 
@@ -66,15 +67,21 @@ def test_a_method_with_one_part_left_out_differs_in_that_alone(tmp_path: Path) -
         return relabelling.Run(Path("out"), "btcv", share, 0, method).fit_words(tmp_path, 1500, more)
 
     whole = words("inerrant")
-    for method, option, value in (("inerrant_mcp", "score", "mcp"), ("inerrant_all", "selection", "null")):
-        found = words(method)
-        at = found.index(f"--curriculum.{option}")
-        assert found[at + 1] == value
-        left = [word for word in found[:at] + found[at + 2 :] if word != f"out/btcv/30/seed0/{method}"]
-        kept = more[1:] if option == "score" else more
-        assert left == [
-            word for word in whole if word != "out/btcv/30/seed0/inerrant" and (word not in more or word in kept)
-        ]
+    assert [word for word in words("inerrant_mcp") if word not in whole] == [
+        "out/btcv/30/seed0/inerrant_mcp", "--curriculum.score=mcp"
+    ]  # fmt: skip
+    assert more[0] not in words("inerrant_mcp")
+    unselected = [word for word in words("inerrant_all") if word not in whole]
+    assert unselected[0] == "out/btcv/30/seed0/inerrant_all"
+    assert all(word.startswith("--curriculum.selection.") for word in unselected[1:]) and len(unselected) == 5
+
+
+@pytest.mark.parametrize("dataset", ["btcv", "phantom"])
+@pytest.mark.parametrize("method", relabelling.METHODS)
+def test_every_method_is_a_command_that_is_understood(method: str, dataset: str, tmp_path: Path) -> None:
+    """As `fit` understands it, before data are read."""
+    run = relabelling.Run(tmp_path, dataset, 30, 0, method)
+    compared.refuse_another_setup(["fit", *run.fit_words(tmp_path, 1500, [])])
 
 
 def test_with_all_labels_there_is_nothing_to_find() -> None:
@@ -99,7 +106,8 @@ def test_seeds_of_other_setups_make_no_mean(tmp_path: Path) -> None:
             (run.folder / folder).mkdir(parents=True)
         identity = {"seed": run.seed, "data.seed": run.seed, "data content": str(run.seed), "trainer.max_steps": steps}
         (run.folder / "run.json").write_text(json.dumps({"finished": True, "identity": identity}))
-        (run.folder / "checkpoints" / "last.ckpt").touch()
+        (run.folder / "checkpoints" / "last.ckpt.sha256").write_text("abc\n")
+        (run.folder / "test" / "checkpoint.sha256").write_text("abc\n")
         (run.folder / "test" / "summary.csv").touch()
     with pytest.raises(IntegrityError, match=r"trainer\.max_steps: 2700 there, 300 here"):
         relabelling.refuse_unequal_runs(runs)

@@ -17,6 +17,7 @@ from toy import TOY, organseg
 from organseg import cli
 from organseg.checkpoints import load_checkpoint
 from organseg.cli.prediction import Job, Writer
+from organseg.cli.tested import is_tested
 from organseg.methods.base import SegmentationModule
 from organseg.runtime.checkpoint_io import save_checkpoint
 
@@ -248,8 +249,13 @@ def test_results_are_written_where_the_run_is_now_and_are_its_own(
         assert (theirs / name).read_bytes() == (run / "test" / name).read_bytes()
     phase = run / "03_round1_train" / "checkpoints"
     shutil.copytree(run / "checkpoints", phase)
-    done = organseg("test", "--config", config, "--ckpt_path", phase / "last.ckpt", "--out", run, check=2)
-    assert "no result of" in done.stderr and "--out" in done.stderr
+    assert is_tested(last, run / "test") and not is_tested(last, theirs)
+    for other in (phase / "last.ckpt", run / "checkpoints" / "previous.ckpt"):
+        shutil.copy(last, other)
+        done = organseg("test", "--config", config, "--ckpt_path", other, "--out", run, check=2)
+        assert "no result of" in done.stderr and "--out" in done.stderr
+    organseg("evaluate", toy / "phantoms" / "dataset.yaml", "--predictions", run / "test" / "predictions", "--out",
+             run / "test", check=2)  # fmt: skip
 
 
 def test_one_folder_of_predictions_has_one_meaning(
@@ -354,14 +360,19 @@ def test_what_lightning_and_torch_refuse_is_one_line_too(
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("lost", ["closed", "full", "nobody reads"])
+@pytest.mark.parametrize("lost", ["closed", "full", "nobody reads", "both full", "nobody reads both"])
 def test_a_training_goes_on_without_its_standard_output(
     finished: tuple[Path, list[object]], tmp_path: Path, lost: str
 ) -> None:
     words = [str(word) for word in (*finished[1], "--out", tmp_path / "run")]
-    shown = {"closed": ">&-", "full": "> /dev/full", "nobody reads": "| true; exit ${PIPESTATUS[0]}"}[lost]
+    shown = {
+        "closed": ">&-", "full": "> /dev/full", "nobody reads": "| true; exit ${PIPESTATUS[0]}",
+        "both full": "> /dev/full 2>&1", "nobody reads both": "2>&1 | true; exit ${PIPESTATUS[0]}",
+    }[lost]  # fmt: skip
     script = f"{sys.executable} -m organseg {shlex.join(words)} {shown}"
     done = subprocess.run(["bash", "-c", script], env=warm.environment_of(), stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr and done.stderr.count("standard output:") == (lost != "closed")
+    assert "Traceback" not in done.stderr and done.stderr.count("standard output:") == (
+        lost in ("full", "nobody reads")
+    )
     assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]

@@ -10,7 +10,9 @@ from torch import nn
 from organseg.errors import NumericsError
 from organseg.runtime.resume import FiniteLoss
 
-TRAINER = SimpleNamespace(accumulate_grad_batches=1, global_step=7, global_rank=0)
+TRAINER = SimpleNamespace(
+    accumulate_grad_batches=1, global_step=7, global_rank=0, precision_plugin=SimpleNamespace(scaler=None)
+)
 
 
 def network() -> nn.Sequential:

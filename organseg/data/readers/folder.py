@@ -9,7 +9,7 @@ says what the integers mean). A case's id is the image's name without its extens
 import json
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from organseg.anatomy import canonical
@@ -29,8 +29,8 @@ def read_folder(root: Path, name: str, labels: dict[int, str]) -> Manifest:
         labels: Integer -> organ; {} where a `dataset.json` says it.
 
     Raises:
-        UsageError: If the layout is another one, or nothing says what the integers mean, or cases have several
-            channels.
+        UsageError: If the layout is another one, nothing says what the integers mean, cases have several channels, or
+            two files are one case.
     """
     root = root.resolve()
     pairs = [(root / images, root / maps) for images, maps in FOLDERS if (root / images).is_dir()]
@@ -41,8 +41,7 @@ def read_folder(root: Path, name: str, labels: dict[int, str]) -> Manifest:
     if not labels:
         raise UsageError("say what the integers mean: --labels 1=liver 2=spleen ...")
     known = {value: canonical(organ) for value, organ in labels.items()}
-    maps = {_id(path): path for path in sorted(pairs[0][1].glob("*.nii*"))}
-    images = {_id(path): path for path in sorted(pairs[0][0].glob("*.nii*"))}
+    images, maps = (_by_id(folder) for folder in pairs[0])
     if not images:
         raise UsageError(f"{pairs[0][0]}: no .nii or .nii.gz file here")
     images = _first_channels(images, maps)
@@ -70,16 +69,25 @@ def _first_channels(images: dict[str, Path], maps: Collection[str]) -> dict[str,
     ]  # fmt: skip
     if others:
         raise UsageError(f"{_some(others)}: cases have one channel here, `_0000`; move the others elsewhere")
-    return {case.removesuffix("_0000"): path for case, path in images.items()}
+    return _unique((case.removesuffix("_0000"), path) for case, path in images.items())
 
 
 def _some(paths: Sequence[Path]) -> str:
     return ", ".join(path.name for path in paths[:3]) + " ..." * (len(paths) > 3)
 
 
-def _id(path: Path) -> str:
-    stem = path.name.split(".nii")[0]
-    return _PREFIX.sub("", stem) or stem
+def _by_id(folder: Path) -> dict[str, Path]:
+    stems = [(path.name.split(".nii")[0], path) for path in sorted(folder.glob("*.nii*"))]
+    return _unique((_PREFIX.sub("", stem) or stem, path) for stem, path in stems)
+
+
+def _unique(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for case, path in named:
+        if case in found:
+            raise UsageError(f"{path.parent}: {found[case].name} and {path.name} are both case {case}; rename one")
+        found[case] = path
+    return found
 
 
 def _dataset_json(path: Path) -> dict[int, str]:
