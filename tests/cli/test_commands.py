@@ -323,3 +323,19 @@ def test_two_files_of_one_case_are_refused(tmp_path, capsys):
         (tmp_path / "images" / name).write_bytes(b"")
     assert run(["import", "folder", str(tmp_path), "--out", str(tmp_path / "d.yaml"), "--labels", "1=liver"]) == 2
     assert "image_7.nii.gz and img7.nii.gz are both case 7" in capsys.readouterr().err
+
+
+def test_images_and_labels_in_one_folder(tmp_path, capsys):
+    write_dataset(tmp_path, 2)
+    for n in range(2):
+        (tmp_path / f"case{n}.nii.gz").rename(tmp_path / f"image_{n}.nii.gz")
+        (tmp_path / f"case{n}_label.nii.gz").rename(tmp_path / f"label_{n}.nii.gz")
+    (tmp_path / "label_1.nii.gz").unlink()
+    (tmp_path / "notes.nii.gz").write_bytes(b"")
+    words = ["import", "folder", str(tmp_path), "--out", str(tmp_path / "d.yaml"), "--labels", "2=liver"]
+    assert run(words) == 0
+    found = [(case.id, case.label is None) for case in load_manifest(tmp_path / "d.yaml").cases]
+    assert found == [("0", False), ("1", True)]
+    (tmp_path / "label_0.nii.gz").unlink()
+    assert run([*words, "--overwrite"]) == 2
+    assert "or files image_* and label_*" in capsys.readouterr().err

@@ -1,9 +1,10 @@
-"""A plain folder: images in one subfolder, label maps in another, paired by their names.
+"""A plain folder: images in one subfolder, label maps in another, paired by their names; or all in one folder.
 
 Known names of the two: `img` and `label`, `images` and `labels`, `imagesTr` and `labelsTr` (whose `dataset.json` then
-says what the integers mean). A case's id is the image's name without its extension and without a prefix (`img`,
-`image`, `label`), so that `image_7.nii.gz` and `label_7.nii.gz` belong together; where images have a channel suffix
-(`_0000`) and their label maps have none, as nnU-Net's, also without that.
+says what the integers mean). In one folder, names begin with `image` or `img`, and with `label`. A case's id is the
+image's name without its extension and without a prefix (`img`, `image`, `label`), so that `image_7.nii.gz` and
+`label_7.nii.gz` belong together; where images have a channel suffix (`_0000`) and their label maps have none, as
+nnU-Net's, also without that.
 """
 
 import json
@@ -18,6 +19,7 @@ from organseg.errors import UsageError
 
 FOLDERS = (("img", "label"), ("images", "labels"), ("imagesTr", "labelsTr"))
 _PREFIX = re.compile(r"^(image|img|label)s?[_-]?(?=.)")
+_IN_ONE_FOLDER = (re.compile(r"^(image|img)s?[_-]?."), re.compile(r"^labels?[_-]?."))
 
 
 def read_folder(root: Path, name: str, labels: dict[int, str]) -> Manifest:
@@ -33,21 +35,24 @@ def read_folder(root: Path, name: str, labels: dict[int, str]) -> Manifest:
             two files are one case.
     """
     root = root.resolve()
-    pairs = [(root / images, root / maps) for images, maps in FOLDERS if (root / images).is_dir()]
-    if not pairs:
+    folders = next(((root / images, root / maps) for images, maps in FOLDERS if (root / images).is_dir()), None)
+    files = [sorted(folder.glob("*.nii*")) for folder in folders or (root, root)]
+    if not folders:
+        files = [[path for path in some if of.match(path.name)] for some, of in zip(files, _IN_ONE_FOLDER, strict=True)]
+    if not folders and not all(files):
         expected = " or ".join(f"{images}/ and {maps}/" for images, maps in FOLDERS)
-        raise UsageError(f"{root}: no folder of images here; expected {expected}")
+        raise UsageError(f"{root}: no folder of images here; expected {expected}, or files image_* and label_*")
     labels = labels or _dataset_json(root / "dataset.json")
     if not labels:
         raise UsageError("say what the integers mean: --labels 1=liver 2=spleen ...")
     known = {value: canonical(organ) for value, organ in labels.items()}
-    images, maps = (_by_id(folder) for folder in pairs[0])
+    images, maps = map(_by_id, files)
     if not images:
-        raise UsageError(f"{pairs[0][0]}: no .nii or .nii.gz file here")
+        raise UsageError(f"{folders[0] if folders else root}: no .nii or .nii.gz file here")
     images = _first_channels(images, maps)
     lonely = [path for case, path in maps.items() if case not in images]
     if lonely:
-        print(f"organseg: warning: {_some(lonely)}: no image of that name in {pairs[0][0]}: left out", file=sys.stderr)
+        print(f"organseg: warning: {_some(lonely)}: no image of that name: left out", file=sys.stderr)
     cases = [
         CaseEntry(case, image, maps.get(case), frozenset(known.values() if case in maps else ()), frozenset())
         for case, image in images.items()
@@ -76,8 +81,8 @@ def _some(paths: Sequence[Path]) -> str:
     return ", ".join(path.name for path in paths[:3]) + " ..." * (len(paths) > 3)
 
 
-def _by_id(folder: Path) -> dict[str, Path]:
-    stems = [(path.name.split(".nii")[0], path) for path in sorted(folder.glob("*.nii*"))]
+def _by_id(paths: Sequence[Path]) -> dict[str, Path]:
+    stems = [(path.name.split(".nii")[0], path) for path in paths]
     return _unique((_PREFIX.sub("", stem) or stem, path) for stem, path in stems)
 
 
