@@ -300,9 +300,11 @@ def table(folder: Path, metric: str) -> None:
     values = [{str(note["parameters"].get(name)) for note in trials.values()} for name in options]
     varied = [name for name, seen in zip(options, values, strict=True) if len(seen) > 1 or len(trials) == 1]
     header = ["trial", *varied, f"best {metric} %", "after steps", f"last {metric} %", "steps", "state"]
+    from organseg.runtime.metrics_log import read_metrics  # heavy: agents need not wait for it
+
     rows = []
     for identifier, note in trials.items():
-        numbers = read_numbers(folder / identifier / "metrics.csv")
+        numbers = read_metrics(folder / identifier / "metrics.csv")
         scores = [(value, step) for step, name, value in numbers if name == metric]
         best, at = max(scores, key=lambda pair: (pair[0], -pair[1]), default=(-1.0, 0))
         shown = [cell(note["parameters"].get(name)) for name in varied]
@@ -321,16 +323,6 @@ def table(folder: Path, metric: str) -> None:
 def cell(value: Any) -> str:
     """A value for people."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def read_numbers(path: Path) -> list[tuple[int, str, float]]:
-    """The whole lines of a run's `metrics.csv`."""
-    numbers = []
-    for line in csv.reader(path.read_text().splitlines()[1:]) if path.exists() else ():
-        with contextlib.suppress(ValueError):  # torn by a kill
-            step, name, value = line
-            numbers.append((int(step), name, float(value)))
-    return numbers
 
 
 def main(argv: Sequence[str]) -> int:
