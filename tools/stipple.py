@@ -1,11 +1,11 @@
 """What STIPPLE's parts do (METHOD.md 2.5): bins, positions, and false positives far from the organ.
 
 Goes on from the runs of tools/relabelling.py (`--methods inerrant0 plain0 stipple0`, the same --out, share and seed):
-trains STIPPLE without relabelling with other numbers of bins, and as the thesis has it (`boxes`: organs centred in
-their bounding boxes, found by alignment, no blur); tests the latter with organs at their naive and true positions, and
-ours with true ones; and shows, beside the DSC, how far the positions are off and how much is predicted far from the
-organ. What is finished is skipped, what cannot be compared is refused. Tables also go to `positions.csv` and
-`variants.csv` in `--tables`.
+trains STIPPLE without relabelling with other numbers of bins, with priors that a training case's own annotations are
+not in, and as the thesis has it (`boxes`: organs centred in their bounding boxes, found by alignment, no blur); tests
+the latter with organs at their naive and true positions, and ours with true ones; and shows, beside the DSC, how far
+the positions are off and how much is predicted far from the organ. What is finished is skipped, what cannot be compared
+is refused. Tables also go to `positions.csv` and `variants.csv` in `--tables`.
 
 Usage: python tools/stipple.py --cache cache --out runs/relabelling --share 30 --seed 0 --minutes 60
 Options that it does not know, as --option=value, go to every `fit`.
@@ -35,7 +35,7 @@ from organseg.strict_yaml import read_yaml
 from organseg.volumes import read_label
 
 FAR_MM = 20.0
-BOXES = "stipple0_boxes"
+BOXES, CROSSED = "stipple0_boxes", "stipple0_crossed"
 THESIS = {"centring": "boxes", "position": "aligned", "smooth_mm": "0.0"}
 FOUND = {BOXES: ("naive", "aligned"), "stipple0": ("matched",)}
 """Where each of the two takes the organs of a test case to be, against its own notion of a true centre."""
@@ -47,7 +47,7 @@ def work(base: Run, arguments: argparse.Namespace, more: list[str]) -> None:
     """Train and test what is not finished, while there is time to begin."""
     end = time.monotonic() + 60 * arguments.minutes
     variants = {f"stipple0_bins_{bins}": {"bins": bins} for bins in arguments.bins}
-    for name, options in {BOXES: THESIS, **variants}.items():
+    for name, options in {BOXES: THESIS, CROSSED: {"cross_fitted": "true"}, **variants}.items():
         run = base.folder.with_name(name)
         words = base.fit_words(arguments.cache, 0, more)
         words[words.index("--out") + 1] = str(run)
@@ -58,7 +58,9 @@ def work(base: Run, arguments: argparse.Namespace, more: list[str]) -> None:
             organseg("fit", *words)
             last = run / "checkpoints" / "last.ckpt"
             organseg("test", "--config", f"{run / 'config.yaml'}", "--ckpt_path", f"{last}")
-        refuse_unequal([base.folder, run], [f"model.init_args.{option}" for option in ("bins", *THESIS)])
+        refuse_unequal(
+            [base.folder, run], [f"model.init_args.{option}" for option in ("bins", "cross_fitted", *THESIS)]
+        )
     for name, position in TESTS:
         trained = base.folder.with_name(name)
         run, last = base.folder.with_name(f"{name}_{position}"), trained / "checkpoints" / "last.ckpt"
@@ -167,7 +169,7 @@ def main() -> None:
     tables = arguments.tables or arguments.out
     tables.mkdir(parents=True, exist_ok=True)
     variants = [ROUND0, "inerrant0", "plain0", "plain", "stipple0", "stipple",
-                *(f"stipple0_bins_{bins}" for bins in arguments.bins), BOXES,
+                *(f"stipple0_bins_{bins}" for bins in arguments.bins), CROSSED, BOXES,
                 *(f"{name}_{position}" for name, position in TESTS)]  # fmt: skip
     lines, trained = [], {f"{name}_{position}": name for name, position in TESTS}
     for name in variants:

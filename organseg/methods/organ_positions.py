@@ -77,24 +77,38 @@ class PriorGrid:
         return found
 
 
-def learned_priors(
-    cases: Sequence[WholeCase], organs: Sequence[str], positioning: "Positioning", bins: int | Literal["all"]
-) -> OrganPriors:
-    """Priors and references of all organs; cases that the field of view cuts count only where there is no other.
+Pools = tuple[tuple[Reference, ...], ...]
+"""Of each organ, its mask in each case that is annotated and shows it."""
+
+
+def annotated_organs(cases: Sequence[WholeCase], organs: int, grid: PriorGrid) -> Pools:
+    """What priors are built of; cases that the field of view cuts count only where there is no other.
 
     Args:
         cases: The training cases of the fold, with what they annotate.
+        organs: How many.
+        grid: Of the masks.
+    """
+    found: list[list[tuple[Reference, bool]]] = [[] for _ in range(organs)]
+    for number in range(len(cases)):
+        case = cases[number]
+        for channel, (mask, whole) in grid.masks(case).items():
+            found[channel].append((Reference(case.key, mask), whole))
+    return tuple(tuple(ref for ref, whole in pool if whole) or tuple(ref for ref, _ in pool) for pool in found)
+
+
+def learned_priors(
+    pools: Pools, organs: Sequence[str], positioning: "Positioning", bins: int | Literal["all"]
+) -> OrganPriors:
+    """Priors and references of all organs.
+
+    Args:
+        pools: From `annotated_organs`, or a part of it.
         organs: In channel order.
         positioning: Its grid, and how organs are centred.
         bins: Along z.
     """
     grid = positioning.grid
-    found: list[list[tuple[Reference, bool]]] = [[] for _ in organs]
-    for number in range(len(cases)):
-        case = cases[number]
-        for channel, (mask, whole) in grid.masks(case).items():
-            found[channel].append((Reference(case.key, mask), whole))
-    pools = [tuple(ref for ref, whole in pool if whole) or tuple(ref for ref, _ in pool) for pool in found]
     priors: list[Prior | None] = []
     for organ, pool in zip(organs, pools, strict=True):
         if not pool:

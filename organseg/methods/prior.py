@@ -20,13 +20,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from organseg.batch import Batch, View, WholeCase
-from organseg.checkpoints import load_checkpoint, verify_checkpoint
+from organseg.checkpoints import verify_checkpoint
 from organseg.errors import IntegrityError, Interrupted, UsageError
 from organseg.files import publish_text
 from organseg.losses import Balance
 from organseg.methods.base import NetworkFactory, adam, build_network
 from organseg.methods.coarse import coarse_weights
-from organseg.methods.organ_positions import Centring, Position, Positioning, PriorGrid, learned_priors, write_centres
+from organseg.methods.cross_fitted_priors import Halves, half_priors
+from organseg.methods.given_priors import given_priors
+from organseg.methods.organ_positions import (
+    Centring,
+    Position,
+    Positioning,
+    PriorGrid,
+    annotated_organs,
+    learned_priors,
+    write_centres,
+)
 from organseg.methods.partial_label import PartialLabelModule
 from organseg.networks import UNet
 from organseg.networks.guided import MapsAtBottleneck, go_on_from
@@ -56,6 +66,8 @@ class PriorModule(PartialLabelModule):
             the `coarse` model, trained on: what the prior is to be compared with.
         prior: Checkpoint of another run of PriorModule whose priors are used as they are, whatever its data; it must be
             of the same `working_spacing`.
+        cross_fitted: In training, a case that annotates an organ sees the prior of the other half of that organ's
+            annotated cases, in which it is not itself; see `cross_fitted_priors.py`. Not with `prior`.
         bins: Of a prior along z; `all` gives each slice its own. Not of `prior`.
         smooth_mm: Standard deviation of a blur of the priors: few cases do not show all that is possible. Not of
             `prior`.
@@ -84,6 +96,7 @@ class PriorModule(PartialLabelModule):
         start: Literal["coarse", "scratch"] = "coarse",
         use: Sequence[Use] = ("activation",),
         prior: Path | None = None,
+        cross_fitted: bool = False,
         bins: int | Literal["all"] = 5,
         smooth_mm: float = 8.0,
         floor: float = 1e-3,
@@ -128,6 +141,8 @@ class PriorModule(PartialLabelModule):
                 f"model.init_args: position {position} with centring {centring}: a test's organs would be centred "
                 "otherwise than those of training; matched goes with matched, aligned and naive with boxes"
             )
+        if cross_fitted and prior is not None:
+            raise UsageError("model.init_args.cross_fitted: the priors are another run's (`prior`); leave out one")
         if start == "coarse" and coarse_network is not None:
             raise UsageError("model.init_args: `start: coarse` needs the coarse model's network; set `start: scratch`")
         given = build_network(coarse_network or network, 1, len(organs))
@@ -140,7 +155,9 @@ class PriorModule(PartialLabelModule):
         self.floor = floor
         self.position: Position = position
         self.positioning = Positioning(PriorGrid(working_spacing), centring, references, max_shift_mm, smooth_mm)
+        self.cross_fitted = cross_fitted
         self.known: OrganPriors | None = None
+        self.halves: Halves | None = None
         self.centres: dict[str, NDArray[np.float32]] = {}
         """Of the training cases: key -> [K, 3] mm, NaN where the organ has none."""
         self._found: dict[str, NDArray[np.float32]] = {}
@@ -158,12 +175,14 @@ class PriorModule(PartialLabelModule):
         if self.known is None:
             return {}
         centres = {key: torch.from_numpy(centre) for key, centre in self.centres.items()}
-        return {**self.known.to_state(), "centres": centres}
+        halves = {"halves": self.halves.to_state()} if self.halves else {}
+        return {**self.known.to_state(), **halves, "centres": centres}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take them from a checkpoint."""
         if state:
             self.known = OrganPriors.from_state(state)
+            self.halves = Halves.from_state(state["halves"]) if "halves" in state else None
             self.centres = {key: centre.cpu().numpy() for key, centre in state["centres"].items()}
 
     # Training.
@@ -175,10 +194,11 @@ class PriorModule(PartialLabelModule):
                 raise UsageError("model.init_args.position: `true` is for a test alone; train with another")
             made_of = self._made_of()
             self._load_coarse(self.start == "coarse" and not afresh)
-            self.known = self._priors()
+            self._set_priors()
             self.centres = self._training_centres() if self.use else {}
             if self.trainer.is_global_zero and self.use:
                 annotated = {key: ~self.source.unknown_organs(key) for key in self.source.case_keys("fit")}
+                assert self.known is not None
                 priors = zip(self.organs, self.known.priors, strict=True)
                 without = [organ for organ, prior in priors if prior is None]
                 if without:
@@ -208,57 +228,17 @@ class PriorModule(PartialLabelModule):
             )
         return found
 
-    def _priors(self) -> OrganPriors:
-        """Of the training cases, or of another run.
-
-        Raises:
-            UsageError: If the other run has none, or on another grid.
-        """
+    def _set_priors(self) -> None:
+        """Of the training cases, or of another run."""
+        organs, positioning = self.organs, self.positioning
         if not self.use:
-            return OrganPriors((None,) * len(self.organs), ((),) * len(self.organs), self.positioning.centring)
-        if self.prior_checkpoint is None:
-            return learned_priors(self.source.training_cases(), self.organs, self.positioning, self.bins)
-        state = load_checkpoint(Path(self.prior_checkpoint))["state_dict"].get("_extra_state")
-        if not state:
-            raise UsageError(f"model.init_args.prior: {self.prior_checkpoint}: holds no priors; train PriorModule")
-        found = OrganPriors.from_state(state).of(self.organs)
-        self._refuse_what_is_held_out(found)
-        if found.centring != self.positioning.centring:
-            raise UsageError(
-                f"model.init_args.prior: {self.prior_checkpoint}: its centring is {found.centring}, this run's is "
-                f"{self.positioning.centring}"
-            )
-        spacings = {prior.spacing for prior in found.priors if prior is not None}
-        if spacings != {self.positioning.grid.spacing}:
-            raise UsageError(
-                f"model.init_args.prior: {self.prior_checkpoint}: its working_spacing is "
-                f"{', '.join(map(str, spacings)) or 'of none of these organs'}, this run's is "
-                f"{self.positioning.grid.spacing}"
-            )
-        return found
-
-    def _refuse_what_is_held_out(self, found: OrganPriors) -> None:
-        """Refuse priors built of annotations that this run must not know.
-
-        Raises:
-            UsageError: With the cases.
-        """
-        held = {*self.source.case_keys("validate"), *self.source.case_keys("test")}
-        hidden = {key: self.source.unknown_organs(key) for key in self.source.case_keys("fit")}
-        wrong = sorted(
-            {
-                f"{case} ({organ})"
-                for k, organ in enumerate(self.organs)
-                for case in found.cases_of(k)
-                if case in held or (case in hidden and hidden[case][k])
-            }
-        )
-        if wrong:
-            raise UsageError(
-                f"model.init_args.prior: {self.prior_checkpoint}: built of annotations that are held out or hidden "
-                f"here: {', '.join(wrong[:4])}{' ...' if len(wrong) > 4 else ''}; give a run of the same fold and "
-                "label share, or of other data"
-            )
+            self.known = OrganPriors((None,) * len(organs), ((),) * len(organs), positioning.centring)
+        elif self.prior_checkpoint is not None:
+            self.known = given_priors(Path(self.prior_checkpoint), organs, positioning, self.source)
+        else:
+            pools = annotated_organs(self.source.training_cases(), len(organs), positioning.grid)
+            self.known = learned_priors(pools, organs, positioning, self.bins)
+            self.halves = half_priors(pools, organs, positioning, self.bins) if self.cross_fitted else None
 
     def _load_coarse(self, go_on: bool) -> None:
         """Take the coarse model's weights, also to go on from.
@@ -288,7 +268,7 @@ class PriorModule(PartialLabelModule):
         for turn in range(0, len(cases), ranks):
             if turn + rank < len(cases):
                 case = cases[turn + rank]
-                mine[case.key] = self.positioning.annotated(case, self.known)
+                mine[case.key] = self._annotated(case)
                 if not case.annotated.all():
                     mine[case.key][~case.annotated] = self._located(case, ~case.annotated)[~case.annotated]
             if self.trainer.strategy.reduce_boolean_decision(STOP.asked, all=False):
@@ -298,6 +278,16 @@ class PriorModule(PartialLabelModule):
         everyone: list[Any] = [None] * ranks
         torch.distributed.all_gather_object(everyone, mine)
         return {key: centre for part in everyone for key, centre in sorted(part.items())}
+
+    def _annotated(self, case: WholeCase) -> NDArray[np.float32]:
+        """[K, 3] mm: where the annotated organs of a training case are, by the priors that it sees."""
+        assert self.known is not None
+        found = self.positioning.annotated(case, self.known)
+        if self.halves and case.key in self.halves.seen:
+            for number, half in self.halves.both:
+                theirs = self.halves.seen[case.key] == number
+                found[theirs] = self.positioning.annotated(case, half)[theirs]
+        return found
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """METHOD.md 1.2 at the biased logits, normalised over all ranks."""
@@ -333,7 +323,16 @@ class PriorModule(PartialLabelModule):
     def prior_of(self, view: View, size: Sequence[int]) -> Tensor:
         """[B, K, *S]: each voxel's prior; neutral where nobody knows where the organ is."""
         assert self.known is not None
-        return place(self.known.priors, view["index_to_mm"], self._centres(view), size, self.floor)
+        where = (view["index_to_mm"], self._centres(view), size, self.floor)
+        found = place(self.known.priors, *where)
+        if self.halves is None or not any(case in self.halves.seen for case in view["case"]):
+            return found
+        of_all = np.zeros(len(self.organs), dtype=np.int64)
+        seen = np.stack([self.halves.seen.get(case, of_all) for case in view["case"]])
+        for number, half in self.halves.both:
+            theirs = torch.from_numpy(seen == number).to(found.device)
+            found = torch.where(theirs.view(*theirs.shape, *(1,) * len(size)), place(half.priors, *where), found)
+        return found
 
     def _centres(self, view: View) -> Tensor:
         """[B, K, 3] mm: of training cases what was found before training, of others the view's own."""

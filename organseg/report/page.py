@@ -32,7 +32,7 @@ _COLUMNS = ("organ", "cases", "DSC %", "std", "DSC % without both empty", "NSD %
             "false positive", "both empty", "unknown")  # fmt: skip
 _ATTENTION = ("mhsa", "mhca", "levels", "heads", "positional_encoding")
 """Options of chapter 5's method, by which its experiments differ."""
-_PRIOR = ("use", "bins", "smooth_mm", "floor", "centring", "position")
+_PRIOR = ("use", "cross_fitted", "bins", "smooth_mm", "floor", "centring", "position")
 """Options of STIPPLE."""
 _ROUNDS = ("gamma_max", "start", "score", "selection")
 """Options of relabelling, by which SMILE, pseudo-labels and INERRANT differ."""

@@ -41,7 +41,7 @@ _FREE = {
 }  # fmt: skip
 """Options that change where and how a run computes, not what."""
 
-_LATER = ("data.test_datasets",)
+_LATER = ("data.test_datasets", "model.init_args.cross_fitted")
 """Options that came later, left out where they are not used: a run without them is the run that it was before."""
 
 

@@ -111,7 +111,7 @@ def test_the_tables_of_its_parts(runs: Path, toy: Path) -> None:
     assert done.returncode == 4 and "trainer.max_steps: 8 there, 2 here" in done.stderr
     shutil.rmtree(runs / "stipple0_boxes")
     shown = run_tool("stipple", *words, "--bins", "all", "--trainer.max_steps=8", *TOY)
-    trained = ("round0", "stipple0", "stipple", "bins_all", "boxes")
+    trained = ("round0", "stipple0", "stipple", "bins_all", "crossed", "boxes")
     for variant in (*trained, "boxes_naive", "boxes_true", "stipple0_true"):
         assert f"{variant} |" in shown
     assert "| organ | naive | aligned | matched |" in shown

@@ -5,7 +5,13 @@ from dataclasses import replace
 import numpy as np
 
 from organseg.batch import WholeCase
-from organseg.methods.organ_positions import Positioning, PriorGrid, learned_priors
+from organseg.methods.cross_fitted_priors import ALL, FIRST, SECOND, Halves, half_priors
+from organseg.methods.organ_positions import Positioning, PriorGrid, annotated_organs, learned_priors
+
+
+def priors_of(cases, organs, positioning, bins):
+    pools = annotated_organs(cases, len(organs), positioning.grid)
+    return learned_priors(pools, organs, positioning, bins)
 
 
 def test_what_the_field_of_view_cuts_counts_only_where_there_is_no_other():
@@ -16,10 +22,10 @@ def test_what_the_field_of_view_cuts_counts_only_where_there_is_no_other():
         return WholeCase(key, 0, image, np.float32, truth.shape, (1.0,) * 3, np.eye(4), truth, np.ones(1, bool))
 
     grid = Positioning(PriorGrid((1.0, 1.0, 1.0)), "boxes", 1, 0.0)
-    both = learned_priors([case("a/cut", 0), case("a/whole", 2)], ["liver"], grid, 5)
+    both = priors_of([case("a/cut", 0), case("a/whole", 2)], ["liver"], grid, 5)
     assert [reference.case for reference in both.references[0]] == ["a/whole"]
     assert both.priors[0].cases == ("a/whole",)
-    alone = learned_priors([case("a/cut", 0)], ["liver", "spleen"], grid, 5)
+    alone = priors_of([case("a/cut", 0)], ["liver", "spleen"], grid, 5)
     assert alone.priors[0].cases == ("a/cut",) and alone.priors[1] is None and alone.references[1] == ()
 
 
@@ -38,9 +44,9 @@ def test_matched_organs_lie_where_their_prior_fits_in_training_and_in_test():
 
     cases = [case(n, 8 + n, n == 3) for n in range(4)]
     boxes, matched = (Positioning(PriorGrid((1.0, 1.0, 1.0)), how, 1, 8.0) for how in ("boxes", "matched"))
-    sharp, blurred = (learned_priors(cases, ["liver"], how, "all").priors[0].probs for how in (matched, boxes))
+    sharp, blurred = (priors_of(cases, ["liver"], how, "all").priors[0].probs for how in (matched, boxes))
     assert (sharp**2).sum() > 1.1 * (blurred**2).sum()  # the same voxels, less spread
-    known = learned_priors(cases, ["liver"], matched, 5)
+    known = priors_of(cases, ["liver"], matched, 5)
     off = []  # from the ellipsoids' own centres: the same in all, whoever is looked for
     for n, one in enumerate(cases):
         probs = 0.9 * one.truth[None] + 0.01
@@ -57,7 +63,29 @@ def test_a_checkpoint_carries_few_references():
         return WholeCase(f"a/{n:02d}", n, truth.astype(np.float32), np.float32, truth.shape, (1.0,) * 3, np.eye(4),
                          truth, np.ones(1, bool))  # fmt: skip
 
-    known = learned_priors(
-        [case(n) for n in range(40)], ["liver"], Positioning(PriorGrid((1.0,) * 3), "boxes", 1, 0), 5
-    )
+    known = priors_of([case(n) for n in range(40)], ["liver"], Positioning(PriorGrid((1.0,) * 3), "boxes", 1, 0), 5)
     assert len(known.references[0]) == 16 and len(known.priors[0].cases) == 40
+
+
+def test_a_case_sees_the_prior_of_the_half_that_it_is_not_in():
+    def case(n: int, organs: tuple[int, ...]) -> WholeCase:
+        truth = np.zeros((6, 8, 8), np.uint8)
+        for organ in organs:
+            truth[1:5, 1 + 3 * organ : 3 + 3 * organ, 2 : 4 + n % 4] = organ + 1  # each as wide as its number says
+        return WholeCase(f"a/{n}", n, truth.astype(np.float32), np.float32, truth.shape, (1.0,) * 3, np.eye(4), truth,
+                         np.array([k in organs for k in range(2)]))  # fmt: skip
+
+    positioning, organs = Positioning(PriorGrid((1.0,) * 3), "boxes", 1, 0), ["liver", "spleen"]
+    cases = [case(0, (0, 1)), case(1, (0,)), case(2, (0,)), case(3, ())]
+    halves = half_priors(annotated_organs(cases, 2, positioning.grid), organs, positioning, 1)
+    assert {key: seen.tolist() for key, seen in halves.seen.items()} == {
+        "a/0": [SECOND, SECOND], "a/1": [FIRST, ALL], "a/2": [SECOND, ALL],
+    }  # fmt: skip
+    assert halves.first.priors[0].cases == ("a/0", "a/2") and halves.second.priors[0].cases == ("a/1",)
+    alone = priors_of([cases[1]], organs, positioning, 1)
+    assert np.array_equal(halves.second.priors[0].probs, alone.priors[0].probs)
+    assert halves.second.priors[1] is None, "the spleen's one case has nobody to learn from"
+    again = Halves.from_state(halves.to_state())
+    assert {key: seen.tolist() for key, seen in again.seen.items()} == {
+        key: seen.tolist() for key, seen in halves.seen.items()
+    }

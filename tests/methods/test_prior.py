@@ -14,12 +14,13 @@ from torch import nn
 from organseg.batch import View
 from organseg.curriculum import CrossFittedConfidence
 from organseg.data import PatchDataModule, SliceDataModule
+from organseg.data.module import collate
 from organseg.errors import IntegrityError, Interrupted, UsageError
 from organseg.methods import PartialLabelModule, PriorModule
 from organseg.methods.ensemble import Ensemble, moved
-from organseg.methods.organ_positions import Positioning, PriorGrid, learned_priors, true_centres
+from organseg.methods.organ_positions import Positioning, PriorGrid, annotated_organs, learned_priors, true_centres
 from organseg.networks import NNUNet, UNet, UTransformer
-from organseg.priors import positions
+from organseg.priors import place, positions
 from organseg.processes import STOP
 from organseg.runtime.checkpoint_io import save_checkpoint
 from organseg.volumes import Normalisation
@@ -113,7 +114,9 @@ def cut(label: np.ndarray, channel: int) -> bool:
 
 def test_priors_are_built_of_the_fold_s_annotated_training_cases_alone(cache):
     data = data_of(cache)
-    known = learned_priors(data.training_cases(), ORGANS, Positioning(PriorGrid(GRID), "boxes", 1, 0.0), 5)
+    positioning = Positioning(PriorGrid(GRID), "boxes", 1, 0.0)
+    pools = annotated_organs(data.training_cases(), len(ORGANS), positioning.grid)
+    known = learned_priors(pools, ORGANS, positioning, 5)
     for k, (prior, pool) in enumerate(zip(known.priors, known.references, strict=True)):
         showing = [case for case in data.cohort.train if case.known[k]]
         annotating = {case.key for case in showing if not cut(case.lookup[case.cached.arrays().label], k)}
@@ -302,7 +305,8 @@ def test_priors_of_another_run(fitted, coarse, cache, tmp_path):
     # Of another fold, and of labels that are hidden here.
     for options in ({"fold": 1, "seed": 3}, {"label_share": 1.0}):
         theirs = data_of(cache, **options)
-        known = learned_priors(theirs.training_cases(), ORGANS, module.positioning, 5)
+        pools = annotated_organs(theirs.training_cases(), len(ORGANS), module.positioning.grid)
+        known = learned_priors(pools, ORGANS, module.positioning, 5)
         state = {"_extra_state": {**known.to_state(), "centres": {}}}
         save_checkpoint({"state_dict": state}, tmp_path / "leak.ckpt")
         with pytest.raises(UsageError, match="held out or hidden here: tiny/case"):
@@ -389,6 +393,7 @@ def test_members_of_an_ensemble_look_for_the_organs_themselves(fitted, coarse, t
         ({"use": ["input", "bottleneck"]}, "one place"),
         ({"centring": "matched", "position": "naive"}, "position naive with centring matched"),
         ({"centring": "boxes", "position": "matched"}, "position matched with centring boxes"),
+        ({"cross_fitted": True, "prior": Path("other.ckpt")}, "another run's"),
         ({"coarse_network": small}, "start: scratch"),
         ({"network": partial(UNet, depth=1)}, "depth >= 2"),
         ({"network": partial(UTransformer, width=4, depth=3, levels=2, heads=3)}, "equally by 3 heads"),
@@ -495,3 +500,38 @@ def test_a_stopped_run_goes_on_with_the_positions_that_it_had_and_needs_no_coars
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, resumed.state_dict()[name]), name
     assert resumed.centres.keys() == whole.centres.keys()
+
+
+@pytest.mark.parametrize("centring", ["boxes", "matched"])
+def test_cross_fitted_priors_are_seen_in_training_and_those_of_all_elsewhere(cache, coarse, tmp_path, centring):
+    """At 100% of the labels every training case is in one half of each organ, or cut."""
+    data = data_of(cache, label_share=1.0)
+    path = coarse_of(data, tmp_path / "coarse.ckpt")
+    where = {"centring": centring, "position": {"boxes": "aligned", "matched": "matched"}[centring]}
+    module, plain = method(path, cross_fitted=True, **where), method(path, **where)
+    for each, name in ((module, "crossed"), (plain, "plain")):
+        trainer(tmp_path / name).fit(each, data_of(cache, label_share=1.0))
+    halves = module.halves
+    for ours, theirs in zip(module.known.priors, plain.known.priors, strict=True):
+        assert np.array_equal(ours.probs, theirs.probs)
+    samples = data_of(cache, label_share=1.0).samples()
+    batch = collate([samples[step, 0] for step in range(12)])
+    seen, all_of_them = (each.prior_of(batch, (32, 32)) for each in (module, plain))
+    for b, case in enumerate(batch["case"]):
+        for k, number in enumerate(halves.seen[case]):
+            prior = (module.known, halves.first, halves.second)[number].priors[k]
+            if number:
+                assert case not in prior.cases
+            centre = torch.from_numpy(module.centres[case])[None]
+            wanted = place([prior], batch["index_to_mm"][b : b + 1], centre[:, k : k + 1], (32, 32), module.floor)
+            torch.testing.assert_close(seen[b, k], wanted[0, 0])
+    assert not torch.equal(seen, all_of_them)
+    if centring == "boxes":  # elsewhere nothing changes, and centres are those of the boxes
+        for case, centre in plain.centres.items():
+            np.testing.assert_array_equal(module.centres[case], centre)
+    elsewhere = {**batch, "case": ["set/new"] * len(batch["case"]), "centre": plain._centres(batch)}
+    torch.testing.assert_close(module.prior_of(elsewhere, (32, 32)), plain.prior_of(elsewhere, (32, 32)))
+    # And a checkpoint carries them, to go on with.
+    again = method(path, cross_fitted=True, **where)
+    again.load_state_dict(module.state_dict())
+    torch.testing.assert_close(again.prior_of(batch, (32, 32)), seen)

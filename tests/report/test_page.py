@@ -90,7 +90,7 @@ def test_experiments_with_attention_can_be_told_apart():
 def test_methods_of_relabelling_and_priors_can_be_told_apart():
     names = ("inerrant", "smile", "pseudo_labels", "inerrant_thesis", "stipple0", "stipple", "inerrant_stipple")
     configs = {name: load_config(CONFIGS / "experiment" / f"btcv_30_{name}.yaml") for name in names}
-    for name in ("none", "input", "coordinates", "thesis"):
+    for name in ("none", "input", "coordinates", "thesis", "cross_fitted"):
         configs[name] = merge(configs["stipple0"], load_config(CONFIGS / "prior" / f"{name}.yaml"))
     pages = {name: dict(key_options(config, [])) for name, config in configs.items()}
     assert len({tuple(page.items()) for page in pages.values()}) == len(pages)
