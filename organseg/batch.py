@@ -108,6 +108,9 @@ class CaseSource(Protocol):
     def unknown_organs(self, key: str) -> NDArray[np.bool_]:
         """[K]: which organs a training or validation case does not annotate."""
 
+    def patient_of(self, key: str) -> str:
+        """Who a training case is."""
+
     def case_keys(self, stage: str) -> tuple[str, ...]:
         """Keys of the cases of `fit`, `validate`, `test` or `predict`, in the order of their numbers."""
 

@@ -62,7 +62,7 @@ STOP = StopRequest()
 
 
 class LosableOutput:
-    """An output that may be closed, full or read by nobody any more: one warning, and the work goes on.
+    """An output that may be closed, full or read by nobody any more: the work goes on, with a warning if there is room.
 
     Args:
         stream: Where it goes; None where the process was started without.
@@ -86,7 +86,7 @@ class LosableOutput:
             # The descriptor, not the object: what lies in the stream's buffer and what libraries print go there too.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
             with contextlib.suppress(OSError):  # it may be the same place
-                print(f"organseg: warning: standard output: {error.strerror}; going on without it", file=sys.stderr)
+                print(f"organseg: warning: an output is lost: {error.strerror}; going on without it", file=sys.stderr)
             return None
 
     def __getattr__(self, name: str) -> Any:

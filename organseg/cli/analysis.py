@@ -150,8 +150,9 @@ def prior(arguments: Namespace) -> Path:
     module = load_module(run / "checkpoints" / "last.ckpt")
     if not isinstance(module, PriorModule) or module.known is None:
         raise UsageError(f"{run}: its method has no prior; train one, for example btcv_30_stipple0")
-    channels = [k for k, found in enumerate(module.known.priors) if found is not None]
-    priors = [found for found in module.known.priors if found is not None]
+    of_all = module.seen_by(arguments.case or "")
+    channels = [k for k, found in enumerate(of_all) if found is not None]
+    priors = [found for found in of_all if found is not None]
     if not priors:
         raise UsageError(f"{run}: it was trained without a prior of any organ")
     if not arguments.case:

@@ -156,11 +156,12 @@ def _plan(inputs: Sequence[Path], out: Path, options: dict[str, Any], overwrite:
         output = _output_of(path, out)
         made_from = {**options, "input": _sha256_of(path)}
         if output.exists() and not overwrite:
-            earlier = made.get(output.name, [])
-            if {**made_from, "output": sha256_of(output)} in earlier:
+            earlier, found = made.get(output.name, []), sha256_of(output)
+            if {**made_from, "output": found} in earlier:
                 continue
-            of_this = [record["output"] for record in earlier if {**record, **made_from} == record]
-            if set(of_this) != {_BEGUN}:  # else it was killed before it noted the hash
+            of_this = {record["output"] for record in earlier if {**record, **made_from} == record}
+            noted = found in [record["output"] for record in earlier]
+            if noted or of_this != {_BEGUN}:  # else it was killed before it noted the hash
                 foreign.append(str(output))
         jobs.append(Job(path, output, made_from))
     if foreign:
@@ -191,8 +192,9 @@ def _refuse_other_labels(out: Path, labels: dict[str, str], inputs: Sequence[Pat
         UsageError: If maps that stay there were made with other organs.
     """
     file = out / "labels.json"
-    stay = {out / name for name in _made(out)} - {_output_of(path, out) for path in inputs}
-    if not file.exists() or not any(path.exists() for path in stay):
+    stems = tuple(f"{name.removesuffix('nii.gz')}" for name in _made(out))
+    maps = {path for path in out.glob("*.nii.gz") if not path.name.startswith(stems) or path.name in _made(out)}
+    if not file.exists() or not maps - {_output_of(path, out) for path in inputs}:
         return
     try:
         same = json.loads(file.read_text()) == labels

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from organseg.anatomy import canonical
+from organseg.cli.tested import TESTED
 from organseg.data.cache import value_counts
 from organseg.data.check import Examined, examine, read_label_of
 from organseg.data.manifest import CaseEntry, Manifest, load_manifest
 from organseg.errors import Fault, InputError, StorageError, UsageError
+from organseg.files import remove
 from organseg.metrics import (
     CaseRow,
     diagonal_mm,
@@ -53,8 +55,13 @@ def evaluate(arguments: Namespace, labels: Mapping[int, str]) -> int:
     there = [name for name in ("cases.csv", "summary.csv") if (out / name).exists()]
     if there and not arguments.overwrite:
         raise UsageError(f"{out}: holds {' and '.join(there)} already; choose another --out, or --overwrite")
+    for name in (*there, TESTED):
+        remove(out / name)
     meaning = meaning_of(folder, labels, manifest)
     files = predictions_of(folder, manifest)
+    left_out = [organ for organ in manifest.organs if organ not in meaning.organs.values()]
+    if left_out:
+        print(f"organseg: warning: {', '.join(left_out)}: not predicted, and not scored", file=sys.stderr)
     refused, rows = 0, list[CaseRow]()
     cases = [case for case in manifest.cases if case.id in files]
     work = partial(score_case, manifest, folder, files, meaning)
@@ -112,7 +119,7 @@ def meaning_of(folder: Path, given: Mapping[int, str], manifest: Manifest) -> Me
     for value, name in named.items():
         if not str(value).isdigit() or not 0 <= int(value) <= 255:
             raise UsageError(f"labels: found {value!r}, expected integers from 1 to 255")
-        with contextlib.suppress(UsageError):  # a structure that organseg has no name for
+        with contextlib.nullcontext() if given else contextlib.suppress(UsageError):  # a structure without a name here
             organs[int(value)] = canonical(str(name))
     ours = {value: organ for value, organ in organs.items() if value and organ in manifest.organs}
     if not ours:
@@ -128,7 +135,7 @@ def predictions_of(folder: Path, manifest: Manifest) -> dict[str, Path]:
         UsageError: If there is none at all, or one file would be the prediction of two cases.
     """
     found: dict[str, Path] = {}
-    owner: dict[Path, str] = {}
+    owner: dict[Path, CaseEntry] = {}
     for case in manifest.cases:
         image = case.image.name.removesuffix(".gz").removesuffix(".nii")
         names = dict.fromkeys((f"{manifest.name}/{case.id}", case.id, image))
@@ -136,9 +143,9 @@ def predictions_of(folder: Path, manifest: Manifest) -> dict[str, Path]:
         path = next((path for path in wanted if path.exists()), None)
         if path is None:
             continue
-        if path in owner:
-            raise UsageError(f"{path}: of {owner[path]} or of {case.id}? Name label maps by the cases' ids")
-        found[case.id], owner[path] = path, case.id
+        if owner.setdefault(path, case).image != case.image:
+            raise UsageError(f"{path}: of {owner[path].id} or of {case.id}? Name label maps by the cases' ids")
+        found[case.id] = path
     if not found:
         expected = " or ".join(str(path) for path in wanted[::2])
         raise UsageError(f"{folder}: no prediction of any case of {manifest.name}; expected, for {case.id}, {expected}")

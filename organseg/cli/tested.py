@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from organseg.checkpoints import listed, load_checkpoint, verify_checkpoint
+from organseg.checkpoints import listed, load_checkpoint
 from organseg.errors import IntegrityError, UsageError
-from organseg.files import publish_text
-from organseg.runtime.run_folder import DATA, RunFolder
+from organseg.runtime.run_folder import DATA, LATER, RunFolder
 
 _DATA = (
     "data.datasets", "data.test_datasets", "data.organs", "data.fold", "data.folds", "data.fold_seed", "data.val_share",
@@ -16,7 +15,7 @@ _DATA = (
 """Options that decide which patients a network has seen, and how."""
 
 TESTED = "checkpoint.sha256"
-"""Beside a test's tables."""
+"""Beside a test's tables: the sha256 of the checkpoint that they are of."""
 
 _POSITION = "model.init_args.position"
 _NOT_THE_NETWORK = ("model.init_args.optimizer", "model.init_args.lr_decay", _POSITION)
@@ -44,7 +43,11 @@ def refuse_other_run(checkpoint: Path, wanted: Mapping[str, Any], content_hash: 
     if not isinstance(record, dict):
         raise IntegrityError(f"{checkpoint}: not a checkpoint of organseg; train one with `organseg fit`")
     found = record["identity"]
-    method = [key for key in wanted if key.startswith("model.") and not key.startswith(_NOT_THE_NETWORK)]
+    method = [
+        key
+        for key in dict.fromkeys((*wanted, *LATER))
+        if key.startswith("model.") and not key.startswith(_NOT_THE_NETWORK)
+    ]
     differences = [
         f"{key}: trained with {found.get(key)}, asked for {wanted.get(key)}"
         for key in (*method, *_DATA)
@@ -60,10 +63,10 @@ def refuse_other_run(checkpoint: Path, wanted: Mapping[str, Any], content_hash: 
         )
 
 
-def note_tested(checkpoint: Path, folder: Path) -> None:
-    """Write beside a test's tables which checkpoint they are of: its sha256."""
-    if folder.is_dir():
-        publish_text(folder / TESTED, f"{verify_checkpoint(checkpoint)}\n")
+def written(folder: Path) -> int | None:
+    """When a test's tables were last written, in ns; None where there are none."""
+    path = folder / "summary.csv"
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def is_tested(checkpoint: Path, folder: Path) -> bool:

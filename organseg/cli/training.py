@@ -28,11 +28,12 @@ from organseg.checkpoints import verify_checkpoint
 from organseg.cli.causes import known_cause
 from organseg.cli.configs import expand
 from organseg.cli.modules import build_module, explained, trust
-from organseg.cli.tested import note_tested, refuse_no_result, refuse_other_run, run_of
+from organseg.cli.tested import TESTED, refuse_no_result, refuse_other_run, run_of, written
 from organseg.curriculum import Curriculum
 from organseg.data.coverage import coverage
 from organseg.data.shards import CaseResults, Shard
 from organseg.errors import IntegrityError, UsageError
+from organseg.files import publish_text
 from organseg.methods.base import SegmentationModule
 from organseg.processes import STOP, end_loader_workers, keep_freed_memory, launched_by_rank_0
 from organseg.runtime.checkpoint_io import AtomicCheckpointIO, newest_good, publish_copy
@@ -296,9 +297,11 @@ class OrgansegCLI(LightningCLI):
         if self.shard.count > 1:
             made_of = [__version__, verify_checkpoint(Path(ckpt_path)), self.wanted, datamodule.content_hash]
             datamodule.results = CaseResults(self.run_folder.path / "test", self.shard, made_of)
+        digest, before = verify_checkpoint(Path(ckpt_path)), written(self.run_folder.path / "test")
         stage(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
-        if self.subcommand == "test" and self.trainer.is_global_zero:
-            note_tested(Path(ckpt_path), self.run_folder.path / "test")
+        whole = self.trainer.limit_test_batches == 1.0 and written(self.run_folder.path / "test") != before
+        if self.subcommand == "test" and self.trainer.is_global_zero and whole:
+            publish_text(self.run_folder.path / "test" / TESTED, f"{digest}\n")
 
 
 def run_lightning(argv: Sequence[str], command: type[OrgansegCLI] = OrgansegCLI) -> int:

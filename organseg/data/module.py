@@ -126,6 +126,10 @@ class CaseDataModule(L.LightningDataModule):
         """Volume of a voxel of the case's working grid."""
         return float(np.prod(self._training_case(key).cached.header.spacing)) / 1000
 
+    def patient_of(self, key: str) -> str:
+        """Who a training case is."""
+        return self._training_case(key).cached.header.patient
+
     def hidden_organs(self, key: str) -> NDArray[np.bool_]:
         """[K]: organs whose truth `label_share` hides in a training case."""
         return self._hidden(key).known

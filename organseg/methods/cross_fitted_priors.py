@@ -1,11 +1,11 @@
 """Priors that a case's own annotation is not in, for training (ours; METHOD.md 2 has it in).
 
 A network that is trained with a prior which its case's own mask helped to build learns to trust priors more than a test
-case's deserves: at two annotated cases, half of the prior is the answer. Here each organ's annotated cases are divided
-in two, and each of them sees the prior of the other half; the priors of all are for who annotates nothing.
+case's deserves: at two annotated cases, half of the prior is the answer. Here the patients whose annotations an organ's
+prior is built of are divided in two, and each sees the prior of the other half; everybody else sees that of all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -13,8 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from organseg.batch import WholeCase
 from organseg.methods.organ_positions import Pools, Positioning, learned_priors
-from organseg.priors import OrganPriors
+from organseg.priors import OrganPriors, Prior
 
 ALL, FIRST, SECOND = range(3)
 """Whose prior a case sees."""
@@ -43,6 +44,22 @@ class Halves:
         """Each half and its number in `seen`."""
         return ((FIRST, self.first), (SECOND, self.second))
 
+    def of(self, case: str, of_all: Sequence[Prior | None]) -> list[Prior | None]:
+        """Of each organ, the prior that a case sees."""
+        whose = self.seen.get(case, np.full(len(of_all), ALL))
+        return [(of_all, self.first.priors, self.second.priors)[number][k] for k, number in enumerate(whose)]
+
+    def centre(self, centres: NDArray[np.float32], case: WholeCase, positioning: Positioning) -> None:
+        """Put the centres [K, 3] of a case's annotated organs where the priors that it sees fit."""
+        for number, half in self.both if case.key in self.seen else ():
+            theirs = self.seen[case.key] == number
+            centres[theirs] = positioning.annotated(case, half)[theirs]
+
+    def undivided(self, organs: Sequence[str], without: Sequence[str]) -> list[str]:
+        """The organs whose prior everybody sees; those `without` one left out."""
+        divided = {k for whose in self.seen.values() for k in np.flatnonzero(whose)}
+        return [organ for k, organ in enumerate(organs) if k not in divided and organ not in without]
+
     def to_state(self) -> list[dict[str, Any]]:
         """For a checkpoint."""
         return [self.first.to_state(), self.second.to_state()]
@@ -54,8 +71,31 @@ class Halves:
         return cls(first, second)
 
 
-def half_priors(pools: Pools, organs: Sequence[str], positioning: Positioning, bins: int | Literal["all"]) -> Halves:
-    """Priors of every other case of each organ, in the order of the keys, and of the others; arguments as there."""
-    halves = [learned_priors(tuple(pool[n::2] for pool in pools), organs, positioning, bins) for n in range(2)]
-    first, second = (replace(half, references=((),) * len(organs)) for half in halves)
-    return Halves(first, second)
+def half_priors(
+    pools: Pools,
+    organs: Sequence[str],
+    positioning: Positioning,
+    bins: int | Literal["all"],
+    patient_of: Callable[[str], str],
+) -> Halves:
+    """Priors of every other patient of each organ, in the order of the cases' keys, and of the others.
+
+    An organ of one patient has no halves: its cases see the prior of all.
+
+    Args:
+        pools: From `annotated_organs`.
+        organs: In channel order.
+        positioning: Its grid, and how organs are centred.
+        bins: Along z.
+        patient_of: Case key -> who it is.
+    """
+    halves = []
+    for n in range(2):
+        half = []
+        for pool in pools:
+            patients = list(dict.fromkeys(patient_of(reference.case) for reference in pool))
+            theirs = patients[n::2] if len(patients) > 1 else []
+            half.append(tuple(reference for reference in pool if patient_of(reference.case) in theirs))
+        found = learned_priors(tuple(half), organs, positioning, bins)
+        halves.append(replace(found, references=((),) * len(organs)))
+    return Halves(*halves)

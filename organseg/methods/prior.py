@@ -40,7 +40,7 @@ from organseg.methods.organ_positions import (
 from organseg.methods.partial_label import PartialLabelModule
 from organseg.networks import UNet
 from organseg.networks.guided import MapsAtBottleneck, go_on_from
-from organseg.priors import OrganPriors, place, positions, prior_logits
+from organseg.priors import OrganPriors, Prior, place, positions, prior_logits
 from organseg.priors.activation import EPS
 from organseg.processes import STOP
 
@@ -66,8 +66,8 @@ class PriorModule(PartialLabelModule):
             the `coarse` model, trained on: what the prior is to be compared with.
         prior: Checkpoint of another run of PriorModule whose priors are used as they are, whatever its data; it must be
             of the same `working_spacing`.
-        cross_fitted: In training, a case that annotates an organ sees the prior of the other half of that organ's
-            annotated cases, in which it is not itself; see `cross_fitted_priors.py`. Not with `prior`.
+        cross_fitted: In training, a case that an organ's prior is built of sees one of other patients alone; see
+            `cross_fitted_priors.py`. Not with `prior`.
         bins: Of a prior along z; `all` gives each slice its own. Not of `prior`.
         smooth_mm: Standard deviation of a blur of the priors: few cases do not show all that is possible. Not of
             `prior`.
@@ -204,6 +204,10 @@ class PriorModule(PartialLabelModule):
                 if without:
                     said = f"no prior of {', '.join(without)}: there is nothing to build it of"
                     print(f"organseg: warning: {said}; the activation stays plain", file=sys.stderr)
+                alone = self.halves.undivided(self.organs, without) if self.halves else []
+                if alone:
+                    said = f"the prior of {', '.join(alone)} is of one patient, who sees it in training"
+                    print(f"organseg: warning: {said}", file=sys.stderr)
                 write_centres(self._folder / "centres.csv", annotated, self.organs, self.centres, without)
                 publish_text(self._folder / "made_of.json", json.dumps(made_of, indent=1))
 
@@ -238,7 +242,8 @@ class PriorModule(PartialLabelModule):
         else:
             pools = annotated_organs(self.source.training_cases(), len(organs), positioning.grid)
             self.known = learned_priors(pools, organs, positioning, self.bins)
-            self.halves = half_priors(pools, organs, positioning, self.bins) if self.cross_fitted else None
+            if self.cross_fitted:
+                self.halves = half_priors(pools, organs, positioning, self.bins, self.source.patient_of)
 
     def _load_coarse(self, go_on: bool) -> None:
         """Take the coarse model's weights, also to go on from.
@@ -268,7 +273,9 @@ class PriorModule(PartialLabelModule):
         for turn in range(0, len(cases), ranks):
             if turn + rank < len(cases):
                 case = cases[turn + rank]
-                mine[case.key] = self._annotated(case)
+                mine[case.key] = self.positioning.annotated(case, self.known)
+                if self.halves:
+                    self.halves.centre(mine[case.key], case, self.positioning)
                 if not case.annotated.all():
                     mine[case.key][~case.annotated] = self._located(case, ~case.annotated)[~case.annotated]
             if self.trainer.strategy.reduce_boolean_decision(STOP.asked, all=False):
@@ -278,16 +285,6 @@ class PriorModule(PartialLabelModule):
         everyone: list[Any] = [None] * ranks
         torch.distributed.all_gather_object(everyone, mine)
         return {key: centre for part in everyone for key, centre in sorted(part.items())}
-
-    def _annotated(self, case: WholeCase) -> NDArray[np.float32]:
-        """[K, 3] mm: where the annotated organs of a training case are, by the priors that it sees."""
-        assert self.known is not None
-        found = self.positioning.annotated(case, self.known)
-        if self.halves and case.key in self.halves.seen:
-            for number, half in self.halves.both:
-                theirs = self.halves.seen[case.key] == number
-                found[theirs] = self.positioning.annotated(case, half)[theirs]
-        return found
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """METHOD.md 1.2 at the biased logits, normalised over all ranks."""
@@ -330,9 +327,17 @@ class PriorModule(PartialLabelModule):
         of_all = np.zeros(len(self.organs), dtype=np.int64)
         seen = np.stack([self.halves.seen.get(case, of_all) for case in view["case"]])
         for number, half in self.halves.both:
-            theirs = torch.from_numpy(seen == number).to(found.device)
-            found = torch.where(theirs.view(*theirs.shape, *(1,) * len(size)), place(half.priors, *where), found)
+            theirs = seen == number
+            if theirs.any():
+                priors = [prior if wanted else None for prior, wanted in zip(half.priors, theirs.any(0), strict=True)]
+                mask = torch.from_numpy(theirs).to(found.device).view(*theirs.shape, *(1,) * len(size))
+                found = torch.where(mask, place(priors, *where), found)
         return found
+
+    def seen_by(self, case: str) -> list[Prior | None]:
+        """Of each organ, the prior that a case of this key sees."""
+        assert self.known is not None
+        return self.halves.of(case, self.known.priors) if self.halves else list(self.known.priors)
 
     def _centres(self, view: View) -> Tensor:
         """[B, K, 3] mm: of training cases what was found before training, of others the view's own."""

@@ -86,7 +86,9 @@ def _ended() -> str:
 
 def lost_rank(error: BaseException | None) -> WorkerError | None:
     """What to tell where an error means that another rank is gone or stuck, or that a loader worker died."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
         said = str(error)
         if isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in said):
             time.sleep(0.5)  # a rank that was killed an instant ago is not waited for yet

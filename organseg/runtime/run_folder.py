@@ -41,7 +41,7 @@ _FREE = {
 }  # fmt: skip
 """Options that change where and how a run computes, not what."""
 
-_LATER = ("data.test_datasets", "model.init_args.cross_fitted")
+LATER = ("data.test_datasets", "model.init_args.cross_fitted")
 """Options that came later, left out where they are not used: a run without them is the run that it was before."""
 
 
@@ -58,7 +58,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     if config.get("curriculum"):
         parts["curriculum"] = {key: value for key, value in config["curriculum"].items() if key != "round0"}
-    return {key: value for key, value in _flat("", parts) if value or key not in _LATER}
+    return {key: value for key, value in _flat("", parts) if value or key not in LATER}
 
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:

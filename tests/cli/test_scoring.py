@@ -139,6 +139,29 @@ def test_a_map_without_an_affine_lies_on_its_image_s_grid(dataset, tmp_path):
     assert {row["dsc"] for row in scores(folder / "scores").values()} == {"1.0"}
 
 
+def test_a_mistyped_organ_is_no_background(dataset, tmp_path, capsys):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    write_label_map(folder / "case0.nii.gz", make_case(0)[1])
+    assert evaluate(dataset, folder, "--labels", "2=livr", "7=spleen") == 2
+    assert "nearest: liver" in capsys.readouterr().err
+    assert evaluate(dataset, folder, "--labels", "2=liver") == 0
+    assert "left_kidney, right_kidney, spleen: not predicted, and not scored" in capsys.readouterr().err
+    (folder / "case0.nii.gz").write_bytes(b"")
+    assert evaluate(dataset, folder, "--overwrite") == 3
+    assert not (folder / "scores" / "cases.csv").exists(), "scores of other maps are no result"
+
+
+def test_two_entries_of_one_image_have_one_prediction(tmp_path):
+    dataset = write_dataset(tmp_path / "set", ["a", "b"], entries={"b": {"patient": "a"}})
+    dataset.write_text(dataset.read_text().replace("image: b.nii.gz", "image: a.nii.gz"))
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    write_label_map(folder / "a.nii.gz", make_case(0)[1])
+    assert evaluate(dataset, folder) == 0
+    assert {case for case, _ in scores(folder / "scores")} == {"tiny/a", "tiny/b"}
+
+
 def test_one_map_is_not_the_prediction_of_two_cases(tmp_path, capsys):
     dataset = write_dataset(tmp_path / "set", ["a", "b"])
     for scan in ("a", "b"):

@@ -77,14 +77,22 @@ def test_a_case_sees_the_prior_of_the_half_that_it_is_not_in():
 
     positioning, organs = Positioning(PriorGrid((1.0,) * 3), "boxes", 1, 0), ["liver", "spleen"]
     cases = [case(0, (0, 1)), case(1, (0,)), case(2, (0,)), case(3, ())]
-    halves = half_priors(annotated_organs(cases, 2, positioning.grid), organs, positioning, 1)
+    pools = annotated_organs(cases, 2, positioning.grid)
+    halves = half_priors(pools, organs, positioning, 1, lambda case: case)
     assert {key: seen.tolist() for key, seen in halves.seen.items()} == {
-        "a/0": [SECOND, SECOND], "a/1": [FIRST, ALL], "a/2": [SECOND, ALL],
+        "a/0": [SECOND, ALL], "a/1": [FIRST, ALL], "a/2": [SECOND, ALL],
     }  # fmt: skip
     assert halves.first.priors[0].cases == ("a/0", "a/2") and halves.second.priors[0].cases == ("a/1",)
     alone = priors_of([cases[1]], organs, positioning, 1)
     assert np.array_equal(halves.second.priors[0].probs, alone.priors[0].probs)
-    assert halves.second.priors[1] is None, "the spleen's one case has nobody to learn from"
+    assert halves.first.priors[1] is halves.second.priors[1] is None, "nobody but the spleen's one case to learn from"
+    assert halves.undivided(organs, []) == ["spleen"] and halves.undivided(organs, ["spleen"]) == []
+    assert halves.of("a/1", ("all", "all")) == [halves.first.priors[0], "all"]
+    # Two scans of one patient are no two halves.
+    people = half_priors(pools, organs, positioning, 1, {"a/0": "p", "a/1": "p", "a/2": "q"}.__getitem__)
+    assert people.first.priors[0].cases == ("a/0", "a/1") and people.second.priors[0].cases == ("a/2",)
+    one = half_priors(pools, organs, positioning, 1, lambda case: "p")
+    assert not one.seen
     again = Halves.from_state(halves.to_state())
     assert {key: seen.tolist() for key, seen in again.seen.items()} == {
         key: seen.tolist() for key, seen in halves.seen.items()

@@ -47,6 +47,20 @@ def test_a_step_without_a_finite_gradient_changes_nothing(capsys):
     assert all(value.isfinite().all() for value in net.state_dict().values())
 
 
+def test_a_scaler_is_left_to_leave_the_step_out():
+    net, guard, scaler = network(), FiniteLoss(), torch.amp.GradScaler("cpu", init_scale=2.0)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    trainer = SimpleNamespace(**{**vars(TRAINER), "precision_plugin": SimpleNamespace(scaler=scaler)})
+    before = copy.deepcopy(net.state_dict())
+    guard.on_train_batch_start(trainer, net, {"case": ["set/a"]}, 0)
+    scaler.scale(net(torch.full((2, 1, 8, 8), torch.inf)).square().mean()).backward()
+    guard.on_before_optimizer_step(trainer, net, optimizer)
+    scaler.step(optimizer)  # finds the infinities only now, as a fused optimiser's does
+    scaler.update()
+    assert scaler.get_scale() == 1.0
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 def test_too_many_in_a_row_end_the_run():
     net, guard = network(), FiniteLoss(patience=3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
