@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import warm
 from toy import TOY
 
 from organseg.cli.configs import load_config
+from organseg.cli.modules import build_module
 from organseg.errors import IntegrityError
 from organseg.metrics.statistics import compare_paired, holm
 
@@ -77,6 +79,19 @@ def test_the_shipped_networks_differ_in_the_model_only(prefix: str) -> None:
     configs = [load_config(networks.CONFIGS / f"{prefix}_{network}.yaml") for network in networks.NETWORKS]
     others = [{key: part for key, part in config.items() if key not in ("model", "out")} for config in configs]
     assert all(one == other for one, other in pairwise(others))
+
+
+@pytest.mark.parametrize("prefix", ["btcv_100", "mirrored_100"])
+def test_the_shipped_networks_have_the_same_convolutions_and_norms(prefix: str) -> None:
+    """Attention comes on top: another backbone drops the options that this is said by."""
+    shapes = {}
+    for network in networks.NETWORKS:
+        config = load_config(networks.CONFIGS / f"{prefix}_{network}.yaml")
+        state = build_module(config["model"], ["liver"]).network.state_dict()
+        shapes[network] = Counter(tuple(value.shape) for value in state.values())
+    for network in networks.NETWORKS[1:]:
+        missing = shapes["unet"] - shapes[network]
+        assert not missing, network
 
 
 def test_tests_over_cases_for_each_organ(capsys: pytest.CaptureFixture[str]) -> None:
