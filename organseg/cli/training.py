@@ -299,8 +299,10 @@ class OrgansegCLI(LightningCLI):
             datamodule.results = CaseResults(self.run_folder.path / "test", self.shard, made_of)
         digest, before = verify_checkpoint(Path(ckpt_path)), written(self.run_folder.path / "test")
         stage(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False, weights_only=True)
-        whole = self.trainer.limit_test_batches == 1.0 and written(self.run_folder.path / "test") != before
-        if self.subcommand == "test" and self.trainer.is_global_zero and whole:
+        if self.subcommand == "test" and self.trainer.is_global_zero:
+            limit, after = self.trainer.limit_test_batches, written(self.run_folder.path / "test")
+            if after == before or isinstance(limit, int) or limit < 1:  # the integer 1 is one batch
+                return
             publish_text(self.run_folder.path / "test" / TESTED, f"{digest}\n")
 
 

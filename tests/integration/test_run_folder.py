@@ -250,6 +250,10 @@ def test_results_are_written_where_the_run_is_now_and_are_its_own(
     phase = run / "03_round1_train" / "checkpoints"
     shutil.copytree(run / "checkpoints", phase)
     assert is_tested(last, run / "test") and not is_tested(last, theirs)
+    organseg(
+        "test", "--config", config, "--ckpt_path", last, "--out", tmp_path / "part", "--trainer.limit_test_batches=1"
+    )
+    assert (tmp_path / "part" / "test" / "summary.csv").exists() and not is_tested(last, tmp_path / "part" / "test")
     for other in (phase / "last.ckpt", run / "checkpoints" / "previous.ckpt"):
         shutil.copy(last, other)
         done = organseg("test", "--config", config, "--ckpt_path", other, "--out", run, check=2)

@@ -1,172 +1,25 @@
-"""STIPPLE in the method: positions, two passes, what checkpoints carry, what must not be known (METHOD.md 2)."""
+"""STIPPLE in the method: training, what checkpoints carry, where the prior enters, what must not be known."""
 
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
-from synthetic import make_cache, write_dataset
-from torch import nn
+from stippled import ORGANS, ball_model, coarse_of, data_of, method, small, trainer
 
-from organseg.batch import View
 from organseg.curriculum import CrossFittedConfidence
-from organseg.data import PatchDataModule, SliceDataModule
+from organseg.data import PatchDataModule
 from organseg.data.module import collate
-from organseg.errors import IntegrityError, Interrupted, UsageError
-from organseg.methods import PartialLabelModule, PriorModule
-from organseg.methods.ensemble import Ensemble, moved
-from organseg.methods.organ_positions import Positioning, PriorGrid, annotated_organs, learned_priors, true_centres
+from organseg.errors import IntegrityError, UsageError
+from organseg.methods import PartialLabelModule
+from organseg.methods.organ_positions import annotated_organs, learned_priors
 from organseg.networks import NNUNet, UNet, UTransformer
-from organseg.priors import place, positions
-from organseg.processes import STOP
+from organseg.priors import place
 from organseg.runtime.checkpoint_io import save_checkpoint
-from organseg.volumes import Normalisation
 
-ORGANS = ("liver", "left_kidney", "right_kidney", "spleen")
-GRID = (10.0, 9.0, 8.0)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-def small(in_channels: int, out_channels: int) -> UNet:
-    return UNet(in_channels, out_channels, width=4, depth=3)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("prior")
-    return make_cache(write_dataset(folder / "set", 8), folder / "cache")
-
-
-def data_of(cache: Path, **options) -> SliceDataModule:
-    given = {"label_share": 0.4, "val_share": 0.0, "batch_size": 4, "workers": 0, "organs": ORGANS}
-    return SliceDataModule(cache, **{**given, **options})
-
-
-@pytest.fixture(scope="module")
-def coarse(cache, tmp_path_factory) -> Path:
-    return coarse_of(data_of(cache), tmp_path_factory.mktemp("coarse") / "last.ckpt")
-
-
-def coarse_of(data: SliceDataModule, path: Path, steps: int = 9, **record) -> Path:
-    torch.manual_seed(5)
-    said = {
-        "model": {"class_path": "organseg.methods.PartialLabelModule"},
-        "organs": list(ORGANS),
-        "preprocessing": data.preprocessing.to_json(),
-        "identity": {"data content": data.content_hash},
-    }
-    module = PartialLabelModule(ORGANS, small)
-    whole = {"state_dict": module.state_dict(), "organseg": {**said, **record}, "global_step": steps, "callbacks": {}}
-    save_checkpoint(whole, path)
-    return path
-
-
-def method(coarse: Path | None, **options) -> PriorModule:
-    torch.manual_seed(0)
-    given = {"network": small, "working_spacing": GRID, "references": 2, "centring": "boxes", "position": "aligned",
-             "smooth_mm": 0.0}  # fmt: skip
-    return PriorModule(ORGANS, coarse, **{**given, **options})
-
-
-def trainer(folder: Path, steps: int = 2) -> L.Trainer:
-    return L.Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False,
-                     enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-                     use_distributed_sampler=False, num_sanity_val_steps=0)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def fitted(cache, coarse, tmp_path_factory) -> tuple[PriorModule, SliceDataModule, Path]:
-    folder = tmp_path_factory.mktemp("run")
-    module, data = method(coarse), data_of(cache)
-    trainer(folder).fit(module, data)
-    return module.eval(), data, folder
-
-
-def ball_model(centres: np.ndarray, radius_mm: float):
-    """A coarse model that sees a ball around each centre (mm; NaN: nothing)."""
-
-    def probabilities(view: View) -> torch.Tensor:
-        size = view["image"].shape[2:]
-        axes = [torch.arange(n, dtype=torch.float32) for n in (1, *size)]
-        index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-        to_mm = view["index_to_mm"]
-        mm = (index[None] @ to_mm[:, None, None, :3, :3].mT + to_mm[:, None, None, None, :3, 3])[:, 0]
-        away = (mm[:, None] - torch.tensor(centres)[None, :, None, None]).norm(dim=-1)
-        return torch.where(away <= radius_mm, 0.95, 0.02)
-
-    return probabilities
-
-
-def test_centres_are_those_of_the_batches(cache):
-    data = data_of(cache, label_share=1.0)
-    found = {case.key: true_centres(case, 4) for case in (data.training_cases()[n] for n in range(3))}
-    for case in data.cohort.train[:3]:
-        np.testing.assert_allclose(found[case.key], case.centres(), rtol=1e-6)
-
-
-def cut(label: np.ndarray, channel: int) -> bool:
-    """Whether the organ has a voxel at a border of the scan."""
-    return int((label == channel + 1).sum()) != int((label[1:-1, 1:-1, 1:-1] == channel + 1).sum())
-
-
-def test_priors_are_built_of_the_fold_s_annotated_training_cases_alone(cache):
-    data = data_of(cache)
-    positioning = Positioning(PriorGrid(GRID), "boxes", 1, 0.0)
-    pools = annotated_organs(data.training_cases(), len(ORGANS), positioning.grid)
-    known = learned_priors(pools, ORGANS, positioning, 5)
-    for k, (prior, pool) in enumerate(zip(known.priors, known.references, strict=True)):
-        showing = [case for case in data.cohort.train if case.known[k]]
-        annotating = {case.key for case in showing if not cut(case.lookup[case.cached.arrays().label], k)}
-        annotating = annotating or {case.key for case in showing}
-        assert set(prior.cases) == {reference.case for reference in pool} == annotating
-        assert prior.organ == ORGANS[k] and prior.probs.max() > 0.9
-    assert not {case.key for case in data.cohort.test} & {case for prior in known.priors for case in prior.cases}
-
-
-@pytest.mark.parametrize("position", ["aligned", "naive"])
-def test_a_case_is_searched_on_the_prior_s_grid_and_found_in_mm(fitted, position, monkeypatch):
-    module, data, folder = fitted
-    module.trainer = trainer(folder)
-    truth = np.array([[52.0, 120, 90], [44.0, 200, 200], [np.nan] * 3, [70.0, 130, 220]], np.float32)
-    monkeypatch.setattr(module, "_coarse_probabilities", ball_model(truth, 30.0))
-    monkeypatch.setattr(module, "position", position)
-    monkeypatch.setattr(module, "positioning", Positioning(PriorGrid((5.0, 4.0, 4.0)), "boxes", 1, 0.0))
-    case = data.training_cases()[0]
-    # Wanted on a finer grid than the network's: positions are mm from the first voxel of the network's all the same.
-    fine = replace(case, key="other/scan", shape=(24, 64, 32), spacing=(5.0, 4.5, 8.0), truth=None)
-    found = module._located(fine, np.ones(4, bool))
-    assert np.isnan(found[2]).all()
-    np.testing.assert_allclose(np.delete(found, 2, 0), np.delete(truth, 2, 0), atol=5.0)
-
-
-def test_where_an_organ_is_found_decides_where_it_is_predicted(fitted, tmp_path, monkeypatch):
-    data, module = fitted[1], method(None, position="naive")
-    module.load_state_dict(fitted[0].state_dict())
-    module.eval().trainer = trainer(tmp_path)
-    for parameter in module.network.head.parameters():
-        nn.init.zeros_(parameter)  # the network says nothing: an organ is where its prior is above 0.5
-    case = replace(data.training_cases()[0], key="other/scan")
-    centres = []
-    for shift in (0.0, 27.0):
-        there = np.full((4, 3), np.nan, np.float32)
-        there[0] = np.array([60.0, 100.0 + shift, 120.0])
-        monkeypatch.setattr(module, "_coarse_probabilities", ball_model(there, 30.0))
-        module.forget_positions()
-        found = np.argwhere(module.segment(case) == 1) * case.spacing
-        centres.append(found.mean(0))
-    np.testing.assert_allclose(centres[0], [60, 100, 120], atol=25.0)  # the core of the prior, not its box
-    np.testing.assert_allclose(centres[1] - centres[0], [0, 27, 0], atol=5.0)
-
-
-def test_a_stop_while_organs_are_found(cache, coarse, tmp_path, monkeypatch):
-    monkeypatch.setattr(STOP, "asked", True)
-    module = method(coarse)
-    with pytest.raises(Interrupted, match="finding organs"):
-        trainer(tmp_path).fit(module, data_of(cache))
-    assert not (tmp_path / "prior").exists()
 
 
 def test_a_later_phase_finds_the_coarse_model_that_the_run_began_with(cache, tmp_path):
@@ -183,30 +36,6 @@ def test_a_later_phase_finds_the_coarse_model_that_the_run_began_with(cache, tmp
     coarse_of(data_of(cache), coarse, 10)
     with pytest.raises(IntegrityError, match=r"begun with another .*coarse\.ckpt"):
         trainer(tmp_path / "run").fit(method(coarse), data_of(cache))
-
-
-def test_annotated_organs_are_where_they_are_annotated_and_others_where_the_coarse_model_finds_them(fitted):
-    module, data, folder = fitted
-    table = [line.split(",") for line in (folder / "prior" / "centres.csv").read_text().splitlines()[1:]]
-    said = {(case, organ): source for case, organ, source, *_ in table}
-    assert len(said) == len(data.cohort.train) * 4
-    for case in data.cohort.train:
-        centres = case.centres()
-        for k, organ in enumerate(ORGANS):
-            source = said[case.key, organ]
-            assert (source in ("annotation", "absent")) == bool(case.known[k])
-            if source == "annotation":
-                np.testing.assert_allclose(module.centres[case.key][k], centres[k], rtol=1e-6)
-
-
-def test_a_truth_is_never_looked_at_to_find_a_test_case_s_organs(fitted):
-    module, data, folder = fitted
-    module.trainer = trainer(folder)
-    case = data.training_cases()[0]
-    first = module.segment(replace(case, key="other/scan"))
-    module.forget_positions()
-    second = module.segment(replace(case, key="other/scan", truth=np.zeros_like(case.truth)))
-    assert (first == second).all()
 
 
 def test_a_checkpoint_carries_all_that_prediction_needs(fitted, cache, tmp_path, monkeypatch):
@@ -275,20 +104,6 @@ def test_without_any_use_it_is_the_coarse_model_trained_on(coarse, cache, tmp_pa
     assert np.array_equal(module.segment(case), plain.segment(case))
 
 
-def test_coordinates_are_decimetres_from_the_middle_of_what_was_found(fitted):
-    view: View = {
-        "image": torch.zeros(2, 1, 3, 3),
-        "case": ["other/scan"] * 2,
-        "index_to_mm": torch.diag(torch.tensor([10.0, 50, 100, 1])).repeat(2, 1, 1),
-        "centre": torch.full((2, 4, 3), torch.nan),
-    }
-    view["index_to_mm"][:, 0, 3] = 30.0
-    view["centre"][0, 0], view["centre"][0, 2] = torch.tensor([0.0, 0, 0]), torch.tensor([20.0, 100, 200])
-    found = fitted[0]._coordinates(view, (3, 3))
-    assert found.shape == (2, 3, 3, 3) and (found[1] == 0).all()
-    torch.testing.assert_close(found[0, :, 2, 1], torch.tensor([0.2, 0.5, 0.0]))
-
-
 def test_priors_of_another_run(fitted, coarse, cache, tmp_path):
     module = fitted[0]
     save_checkpoint({"state_dict": module.state_dict()}, tmp_path / "prior.ckpt")
@@ -350,41 +165,6 @@ def test_a_coarse_model_that_may_know_more_is_refused(cache, tmp_path):
         trainer(tmp_path).fit(method(good, network=lambda i, o: UNet(i, o, width=8, depth=3)), data)
 
 
-def test_members_of_an_ensemble_look_for_the_organs_themselves(fitted, coarse, tmp_path, monkeypatch):
-    """Two members whose coarse models find the organs at other places, and see other normalisations."""
-    first, data, _ = fitted
-    second = method(coarse)
-    second.load_state_dict(first.state_dict())
-    second.eval()
-    second.preprocessing = replace(first.preprocessing, normalisation=Normalisation((-160.0, 300.0), 20.0, 50.0))
-    ensemble = Ensemble([first, second])
-    ensemble.trainer = trainer(tmp_path)
-    ensemble.setup("predict")
-    there = np.array([[52.0, 120, 90], [44.0, 200, 200], [70.0, 130, 220], [60.0, 60, 60]], np.float32)
-    brightest = []
-    for n, one in enumerate((first, second)):
-        find = ball_model(there + 20 * n, 30.0)
-        monkeypatch.setattr(
-            one, "_coarse_probabilities", lambda view, find=find: (brightest.append(view["image"].max()), find(view))[1]
-        )
-    case = replace(data.training_cases()[0], key="other/scan")
-    alone = []
-    for one in (first, second):
-        one.forget_positions()
-        own = replace(case, normalise=one.preprocessing.normalisation, floor=one.preprocessing.normalisation.floor)
-        one.segment(own, lambda _, probs: alone.append(probs))
-        one.forget_positions()
-    looked = len(brightest)
-    together = []
-    ensemble.segment(case, lambda _, probs: together.append(probs))
-    # The same slabs, first of one member and then of the other.
-    slabs = len(alone) // 2
-    assert not torch.equal(torch.cat(alone[:slabs]), torch.cat(alone[slabs:]))
-    expected = (torch.cat(alone[:slabs]) + torch.cat(alone[slabs:])) / 2
-    torch.testing.assert_close(torch.cat(together), expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(torch.stack(brightest[looked:]), torch.stack(brightest[:looked]))
-
-
 @pytest.mark.parametrize(
     ("options", "found"),
     [
@@ -404,28 +184,6 @@ def test_members_of_an_ensemble_look_for_the_organs_themselves(fitted, coarse, t
 def test_impossible_options_are_refused(options, found):
     with pytest.raises(UsageError, match=found):
         method(None, **options)
-
-
-def test_the_true_position_needs_a_truth(fitted, monkeypatch):
-    module, data, _ = fitted
-    monkeypatch.setattr(module, "position", "true")
-    case = data.training_cases()[0]
-    found = module.centres_of(replace(case, key="other/scan"))
-    np.testing.assert_array_equal(found, true_centres(case, 4))
-    with pytest.raises(UsageError, match="for a test alone"):
-        method(None, position="true").begin()
-    with pytest.raises(UsageError, match="needs a truth"):
-        module.centres_of(replace(case, key="other/scan", truth=None))
-
-
-def test_positions_are_exact_under_autocast():
-    to_mm = torch.diag(torch.tensor([3.0, 0.7324, 0.7324, 1])).repeat(1, 1, 1)
-    to_mm[:, 0, 3] = 431.25
-    with torch.autocast("cpu", torch.bfloat16):
-        mm, there = positions(to_mm, (512, 512)), moved(to_mm, 3, -5)
-    assert mm.dtype == there.dtype == torch.float32
-    torch.testing.assert_close(mm[0, 0, 511, 300], torch.tensor([431.25, 511 * 0.7324, 300 * 0.7324]))
-    torch.testing.assert_close(there[0, :3, 3], torch.tensor([431.25, -3 * 0.7324, 5 * 0.7324]))
 
 
 def test_patches_of_three_dimensions(cache, tmp_path):
@@ -467,39 +225,6 @@ def test_judges_have_priors_of_their_own(cache, coarse, tmp_path):
     again = CrossFittedConfidence(steps=1).learner(method(None), lambda: method(None), {"a/b": np.ones(4, bool)})
     again.load_state_dict(judges.state_dict())
     assert all(judge.known is not None and judge.centres for judge in (again.first, again.second))
-
-
-def test_matched_centres_in_a_training(cache, coarse, tmp_path):
-    module = method(coarse, centring="matched", position="matched")
-    data = data_of(cache)
-    trainer(tmp_path).fit(module, data)
-    for one in data.cohort.train:
-        assert np.isfinite(module.centres[one.key])[np.isfinite(one.centres())].all()
-
-
-class SaveAt(L.Callback):
-    """Saves a checkpoint in the middle, as a run does that is stopped there."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        if trainer.global_step == 2:
-            trainer.save_checkpoint(self.path)
-
-
-def test_a_stopped_run_goes_on_with_the_positions_that_it_had_and_needs_no_coarse_model(cache, tmp_path):
-    coarse, stopped = coarse_of(data_of(cache), tmp_path / "coarse.ckpt"), tmp_path / "stopped.ckpt"
-    whole, first = method(coarse), trainer(tmp_path, 4)
-    first.callbacks.append(SaveAt(stopped))
-    first.fit(whole, data_of(cache))
-    coarse.unlink()
-    resumed = method(coarse)
-    trainer(tmp_path, 4).fit(resumed, data_of(cache), ckpt_path=stopped, weights_only=True)
-    for name, value in whole.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, resumed.state_dict()[name]), name
-    assert resumed.centres.keys() == whole.centres.keys()
 
 
 @pytest.mark.parametrize("centring", ["boxes", "matched"])
