@@ -43,11 +43,13 @@ def import_command(arguments: Namespace) -> int:
 
 def integers_and_organs(pairs: list[str]) -> dict[int, str]:
     """`1=liver` -> {1: liver}."""
-    labels = {}
+    labels: dict[int, str] = {}
     for pair in pairs:
         value, equals, organ = pair.partition("=")
-        if not equals or not value.isdigit():
+        if not equals or not (value.isascii() and value.isdigit()):
             raise UsageError(f"--labels: found {pair!r}, expected an integer and an organ, like 1=liver")
+        if int(value) in labels:
+            raise UsageError(f"--labels: {int(value)} is given twice, as {labels[int(value)]} and as {organ}")
         labels[int(value)] = organ
     return labels
 

@@ -5,7 +5,7 @@ and has no value, whoever predicted it.
 """
 
 import contextlib
-import json
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -33,6 +33,7 @@ from organseg.metrics import (
     write_summary,
 )
 from organseg.processes import in_processes, usable_cores
+from organseg.strict_yaml import read_yaml
 
 LABELS = "labels.json"
 """Beside label maps: integer -> organ."""
@@ -55,10 +56,14 @@ def evaluate(arguments: Namespace, labels: Mapping[int, str]) -> int:
     there = [name for name in ("cases.csv", "summary.csv") if (out / name).exists()]
     if there and not arguments.overwrite:
         raise UsageError(f"{out}: holds {' and '.join(there)} already; choose another --out, or --overwrite")
-    for name in (*there, TESTED):
-        remove(out / name)
     meaning = meaning_of(folder, labels, manifest)
     files = predictions_of(folder, manifest)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be made: {error.strerror}; choose another --out") from error
+    for name in (*there, TESTED):
+        remove(out / name)
     left_out = [organ for organ in manifest.organs if organ not in meaning.organs.values()]
     if left_out:
         print(f"organseg: warning: {', '.join(left_out)}: not predicted, and not scored", file=sys.stderr)
@@ -77,10 +82,6 @@ def evaluate(arguments: Namespace, labels: Mapping[int, str]) -> int:
     if not rows:
         return 3
     lines = summarise(rows)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{out}: cannot be made: {error.strerror}; choose another --out") from error
     write_case_table(out / "cases.csv", rows)
     write_summary(out / "summary.csv", lines)
     print(f"{summary_text(lines)}\n{out / 'summary.csv'}, {out / 'cases.csv'}")
@@ -107,18 +108,15 @@ def meaning_of(folder: Path, given: Mapping[int, str], manifest: Manifest) -> Me
         UsageError: If an integer cannot be one, `labels.json` is not readable, or no organ is in common.
     """
     file = folder / LABELS
-    named: Mapping[Any, Any] = given
-    if not given and file.exists():
-        try:
-            named = dict(json.loads(file.read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise UsageError(f"{file}: not readable ({error}); give --labels 1=liver 2=spleen ...") from error
-    if not named:
+    if not given and not file.exists():
         return Meaning(dict(manifest.labels), others=False)
-    organs = {}
+    named: Any = given or read_yaml(file)  # which JSON is, and nobody's keys are there twice
+    if not isinstance(named, Mapping):
+        raise UsageError(f"{file}: found {named!r:.40}, expected integers and organs, or --labels 1=liver 2=spleen ...")
+    organs: dict[int, str] = {}
     for value, name in named.items():
-        if not str(value).isdigit() or not 0 <= int(value) <= 255:
-            raise UsageError(f"labels: found {value!r}, expected integers from 1 to 255")
+        if not re.fullmatch(r"0|[1-9][0-9]{0,2}", str(value)) or int(value) > 255:
+            raise UsageError(f"labels: found {value!r:.40}, expected integers from 1 to 255")
         with contextlib.nullcontext() if given else contextlib.suppress(UsageError):  # a structure without a name here
             organs[int(value)] = canonical(str(name))
     ours = {value: organ for value, organ in organs.items() if value and organ in manifest.organs}

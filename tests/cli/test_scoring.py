@@ -110,9 +110,21 @@ def test_nothing_to_score(dataset, tmp_path, capsys):
     assert f"expected, for case2, {folder / 'tiny' / 'case2.nii.gz'}" in capsys.readouterr().err
     assert evaluate(dataset, folder, "--labels", "1=aorta") == 2
     assert "no organ in common" in capsys.readouterr().err
-    (folder / "labels.json").write_text("no json")
+    assert not (folder / "scores").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "no json", "[]", '"x"', "NaN", '{"a": "liver"}', '{"\u00b2": "liver"}', '{"02": "liver"}', '{"256": "liver"}',
+     '{"2": "liver", "2": "spleen"}', "[" * 10_000, '{"1": null}', "{" + '"1": "x",' * 200_000 + "}"],
+)  # fmt: skip
+def test_meanings_that_are_none(dataset, tmp_path, capsys, text):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    write_label_map(folder / "case0.nii.gz", make_case(0)[1])
+    (folder / "labels.json").write_text(text)
     assert evaluate(dataset, folder) == 2
-    assert "not readable" in capsys.readouterr().err
+    assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (folder / "scores").exists()
 
 
@@ -176,8 +188,24 @@ def test_one_map_is_not_the_prediction_of_two_cases(tmp_path, capsys):
     assert "of a or of b?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("label", ["300=liver", "-1=liver"])
+@pytest.mark.parametrize("label", ["300=liver", "-1=liver", "\u00b2=liver"])
 def test_integers_that_a_map_cannot_have(dataset, tmp_path, capsys, label):
     (tmp_path / "theirs").mkdir()
     assert evaluate(dataset, tmp_path / "theirs", f"--labels={label}") == 2
     assert "expected" in capsys.readouterr().err
+
+
+def test_an_integer_is_one_organ(dataset, tmp_path, capsys):
+    (tmp_path / "theirs").mkdir()
+    assert evaluate(dataset, tmp_path / "theirs", "--labels", "2=liver", "02=spleen") == 2
+    assert "2 is given twice, as liver and as spleen" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_scored(dataset, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    write_label_map(folder / "case0.nii.gz", make_case(0)[1])
+    monkeypatch.setattr("organseg.cli.scoring.score_case", lambda *_: pytest.fail("scored"))
+    words = ["evaluate", str(dataset), "--predictions", str(folder), "--out", str(dataset / "in a file")]
+    assert run([*words, "--processes", "1"]) == 5
+    assert "cannot be made" in capsys.readouterr().err
