@@ -110,6 +110,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_if_readable(path: Path) -> str:
+    """`sha256_of` a file; "" where there is none that can be read, for who is told that on reading it."""
+    try:
+        return sha256_of(path) if path.is_file() else ""  # a FIFO would be waited for
+    except OSError:
+        return ""
+
+
 def reap_stale(folder: Path) -> list[Path]:
     """Remove the temporary files that dead processes of this host left in a folder.
 

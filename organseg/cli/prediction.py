@@ -31,7 +31,7 @@ from organseg.cli.modules import load_module
 from organseg.cli.training import quieten
 from organseg.data.shards import Shard
 from organseg.errors import Fault, InputError, StorageError, UsageError
-from organseg.files import publish_text, sha256_of
+from organseg.files import publish_text, sha256_if_readable, sha256_of
 from organseg.methods.base import SegmentationModule
 from organseg.methods.ensemble import AS_IT_IS, AUGMENTED, Ensemble
 from organseg.runtime.precision import affordable_precision
@@ -154,7 +154,7 @@ def _plan(inputs: Sequence[Path], out: Path, options: dict[str, Any], overwrite:
     foreign: list[str] = []
     for path in inputs:
         output = _output_of(path, out)
-        made_from = {**options, "input": _sha256_of(path)}
+        made_from = {**options, "input": sha256_if_readable(path)}
         if output.exists() and not overwrite:
             earlier, found = made.get(output.name, []), sha256_of(output)
             if {**made_from, "output": found} in earlier:
@@ -170,14 +170,6 @@ def _plan(inputs: Sequence[Path], out: Path, options: dict[str, Any], overwrite:
             "checkpoint; choose another --out, or replace with --overwrite"
         )
     return jobs
-
-
-def _sha256_of(path: Path) -> str:
-    """Of an input's bytes; "" where it cannot be read, which is told on reading it."""
-    try:
-        return sha256_of(path) if path.is_file() else ""
-    except OSError:
-        return ""
 
 
 def _refuse_other_labels(out: Path, labels: dict[str, str], inputs: Sequence[Path]) -> None:

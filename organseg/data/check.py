@@ -17,7 +17,7 @@ from organseg.batch import IGNORE
 from organseg.data.cache import value_counts
 from organseg.data.manifest import CaseEntry, Manifest
 from organseg.errors import Fault, InputError
-from organseg.files import sha256_of
+from organseg.files import sha256_if_readable
 from organseg.processes import in_processes
 from organseg.volumes import AffineSource, Volume, compare_geometry, read_image, read_label, to_canonical, to_file
 
@@ -48,7 +48,8 @@ def examine(manifest: Manifest, case: CaseEntry) -> Examined:
         InputError: With every fault found, if one of them forbids the use.
     """
     # Hashed before they are read: a file that changes in between is found to be another one next time.
-    image_sha256, label_sha256 = _sha256_of(case.image), _sha256_of(case.label)
+    image_sha256 = sha256_if_readable(case.image)
+    label_sha256 = sha256_if_readable(case.label) if case.label else ""
     options: dict[str, Any] = {"case": case.id, "root": manifest.root, "affine_source": manifest.affine}
     image, faults = _attempt(
         read_image, case.image, **options, modality=manifest.modality, assume_affine=manifest.assume_affine
@@ -67,14 +68,6 @@ def examine(manifest: Manifest, case: CaseEntry) -> Examined:
         stored = np.zeros(image.array.shape, dtype=np.uint8)
     faults += _implausible(manifest, case, image, stored)
     return Examined(image, stored, tuple(faults), image_sha256, label_sha256)
-
-
-def _sha256_of(path: Path | None) -> str:
-    """Of a file's bytes; "" where there is none that can be read, which is told on reading it."""
-    try:
-        return sha256_of(path) if path and path.is_file() else ""  # a FIFO would be waited for
-    except OSError:
-        return ""
 
 
 def read_label_of(
