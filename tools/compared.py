@@ -13,6 +13,19 @@ from organseg.runtime.run_folder import RunFolder
 COARSE = "model.init_args.coarse"
 """The run whose weights a method goes on from."""
 
+_OF_A_METHOD = (
+    "model.class_path",
+    *(
+        f"model.init_args.{option}"
+        for option in (
+            "naive", "coarse", "coarse_network", "start", "use", "prior", "bins", "smooth_mm", "floor",
+            "working_spacing", "centring", "position", "references", "max_shift_mm", "cross_fitted",
+            "optimizer.init_args.lr",  # half of it where a training goes on from trained weights
+        )
+    ),
+)  # fmt: skip
+"""In which methods may differ; the network, the optimiser and the loss are the same for all."""
+
 
 def is_finished(run: Path) -> bool:
     """Whether a run has ended, and its test is of its end: a test by hand, half-way, is no result."""
@@ -78,7 +91,7 @@ def refuse_unequal_methods(runs: Sequence[Path], round0: Path) -> None:
     Raises:
         IntegrityError: With every difference between the first run and another.
     """
-    refuse_unequal(runs, ("model.", "curriculum.", "trainer.max_steps"))
+    refuse_unequal(runs, (*_OF_A_METHOD, "curriculum.", "trainer.max_steps", "data.draw_annotated_only"))
     steps = {run: _steps(found) for run, found in _begun(runs) if run != round0}
     steps = {run: count for run, count in steps.items() if count}
     if len(set(steps.values())) > 1:

@@ -1,7 +1,7 @@
 """Paired tests over cases: each method or network against the first, with Holm's correction."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -10,35 +10,39 @@ from organseg.metrics.statistics import PairedComparison, compare_paired, holm
 
 Known = dict[tuple[str, str], float]
 """(organ, case) -> DSC."""
-Scores = dict[str, dict[int, Known]]
-"""Name -> seed -> DSC."""
+Scores = dict[str, dict[Hashable, Known]]
+"""Name -> seed (or fold and seed) -> DSC."""
 
 
 def dsc_of(run: Path) -> Known:
-    """A tested run's DSC; unknown organs left out."""
+    """A tested run's DSC of the organs that a case has: one that it lacks gives 1 or 0, and decides all of a mean."""
     rows = read_case_table(run / "test" / "cases.csv")
-    return {(row.organ, row.case): row.score.dsc for row in rows if row.score.outcome != "unknown"}
+    return {(row.organ, row.case): row.score.dsc for row in rows if row.score.outcome in ("found", "missed")}
 
 
 def show_tests(found: Scores) -> None:
     """Each against the first, over cases; p-values with Holm's correction over the others."""
     first = next(iter(found))
-    print(f"\nDifference to {first} in points of DSC, over cases (mean over organs and common seeds):")
-    for name, one, p in tests_of(found, None):
+    print(
+        f"\nDifference to {first} in points of DSC, over cases (mean over the organs that a case has, and over common"
+    )
+    print(f"seeds); p with Holm's correction over the {len(found) - 1} others:")
+    for name, one, (t, wilcoxon) in tests_of(found, None):
         difference, interval = in_points(one)
-        tests = f"t-test p {one.t_test_p:.2g}, Wilcoxon p {one.wilcoxon_p:.2g}, with Holm {p:.2g}"
+        least = min(1.0, (len(found) - 1) * 2.0 ** (1 - one.cases))
+        bound = f"; {one.cases} cases cannot give less than {least:.2g}" if least > 0.01 else ""
+        tests = f"t-test p {t:.2g}, Wilcoxon p {wilcoxon:.2g}{bound}"
         print(f"{name}: {difference} (95% {interval}), {one.cases} cases, {tests}")
-    print("\nThe same for each organ, with Holm's correction over the others.")
-    print("| organ | against | cases | difference | 95% | t-test p | Wilcoxon p | with Holm |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    print("\nThe same for each organ.")
+    print("| organ | against | cases | difference | 95% | t-test p | Wilcoxon p |")
+    print("|---|---|---:|---:|---:|---:|---:|")
     for organ in dict.fromkeys(organ for known in found[first].values() for organ, _ in known):
-        for name, one, p in tests_of(found, organ):
-            p_values = f"{one.t_test_p:.2g} | {one.wilcoxon_p:.2g} | {p:.2g}"
-            print(f"| {organ} | {name} | {one.cases} | {' | '.join(in_points(one))} | {p_values} |")
+        for name, one, (t, wilcoxon) in tests_of(found, organ):
+            print(f"| {organ} | {name} | {one.cases} | {' | '.join(in_points(one))} | {t:.2g} | {wilcoxon:.2g} |")
 
 
-def tests_of(found: Scores, organ: str | None) -> list[tuple[str, PairedComparison, float]]:
-    """Name, its comparison with the first over the cases that both know, and Wilcoxon's p with Holm's correction.
+def tests_of(found: Scores, organ: str | None) -> list[tuple[str, PairedComparison, tuple[float, float]]]:
+    """Name, its comparison with the first over the cases that both know, and both tests' p with Holm's correction.
 
     Args:
         found: See `Scores`.
@@ -52,8 +56,10 @@ def tests_of(found: Scores, organ: str | None) -> list[tuple[str, PairedComparis
         cases = sorted(ours.keys() & theirs.keys())
         if len(cases) > 1:
             compared[other] = compare_paired([ours[case] for case in cases], [theirs[case] for case in cases])
-    corrected = holm([one.wilcoxon_p for one in compared.values()])
-    return [(name, one, float(p)) for (name, one), p in zip(compared.items(), corrected, strict=True)]
+    t_tests = holm([one.t_test_p for one in compared.values()])
+    wilcoxons = holm([one.wilcoxon_p for one in compared.values()])
+    corrected = zip(t_tests.tolist(), wilcoxons.tolist(), strict=True)
+    return [(name, one, pair) for (name, one), pair in zip(compared.items(), corrected, strict=True)]
 
 
 def means_of(seeds: Sequence[Known], organ: str | None) -> dict[str, float]:

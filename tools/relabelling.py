@@ -1,14 +1,15 @@
 """The relabelling experiments of protocol S (METHOD.md 7): methods, label shares and seeds, and their tables.
 
-Every method of a share and seed has the same folds, hidden labels and number of optimiser steps; those with rounds
+Every method of a share, fold and seed has the same hidden labels and number of optimiser steps; those with rounds
 share one round 0, which is also the coarse model of STIPPLE and what it goes on from. Each step is the command that a
 user would type; what is finished is skipped and what was stopped goes on, so that the script can be run again and
 again, with `--minutes` for as long as there is time. Tables are made of what is finished, and of what `results.csv` and
-`rounds.csv` in `--tables` have of runs that are gone: mean and standard deviation over the seeds, in Markdown; then
-paired tests over cases against INERRANT0. Finished runs that differ from what is asked for, or from each other in more
-than the method, or in the sum of their steps, are refused.
+`rounds.csv` in `--tables` have of runs that are gone: mean and standard deviation over folds and seeds, in Markdown,
+never over two precisions; then paired tests over cases against INERRANT0 and INERRANT. Folds say more than seeds: they
+are other patients. Finished runs that differ from what is asked for, or from each other in more than the method, or in
+the sum of their steps, are refused.
 
-Usage: python tools/relabelling.py --cache cache --out runs/relabelling --shares 30 10 --seeds 0 1 2 --minutes 100
+Usage: python tools/relabelling.py --cache cache --out runs/relabelling --shares 30 10 --folds 0 1 2 --minutes 100
 Options that it does not know, as --option=value, go to every `fit`; those of the curriculum where there is one.
 """
 
@@ -21,13 +22,15 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from compared import COARSE, is_finished, refuse_another_setup, refuse_unequal, refuse_unequal_methods
 from paired import Scores, dsc_of, show_tests
 
 from organseg.errors import OrgansegError
-from organseg.runtime.run_folder import DATA
+from organseg.metrics import OVERALL, read_case_table
+from organseg.runtime.run_folder import DATA, RunFolder
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
 METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis", "naive", "stipple0", "stipple",
@@ -45,34 +48,39 @@ ranked by the probability alone, and without its selection."""
 WITHOUT_ROUNDS = ("inerrant0", "naive", "stipple0", "plain0")
 FROM_ROUND0 = ("stipple0", "stipple", "inerrant_stipple", "plain0", "plain")
 ROUND0 = "round0"
-KEYS = ("dataset", "label_share_percent", "seed", "method")
+KEYS = ("dataset", "label_share_percent", "fold", "seed", "method")
 """Of the tables' lines."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: its folder is `OUT/<data set>/<share>/seed<seed>/<method>`."""
+    """One training; its folder: `OUT/<data set>/<share>/seed<seed>/<method>`, `fold<fold>_seed<seed>` but for fold 0."""
 
     out: Path
     dataset: str
     share: int
     seed: int
     method: str
+    fold: int = 0
 
     @property
     def folder(self) -> Path:
         """Where it lies."""
-        return self.out / self.dataset / str(self.share) / f"seed{self.seed}" / self.method
+        of = f"fold{self.fold}_seed{self.seed}" if self.fold else f"seed{self.seed}"
+        return self.out / self.dataset / str(self.share) / of / self.method
 
     @property
     def line(self) -> dict[str, str]:
         """What its lines in the tables begin with."""
-        return dict(zip(KEYS, (self.dataset, str(self.share), str(self.seed), self.method), strict=True))
+        values = (self.dataset, str(self.share), str(self.fold), str(self.seed), self.method)
+        return dict(zip(KEYS, values, strict=True))
 
     @property
-    def summary(self) -> Path:
-        """Its test's result."""
-        return self.folder / "test" / "summary.csv"
+    def precision(self) -> str:
+        """In which it was computed."""
+        record = RunFolder(self.folder).record()
+        assert record is not None
+        return str(record["identity"]["trainer.precision"])
 
     @property
     def finished(self) -> bool:
@@ -88,6 +96,7 @@ class Run:
         words = ["--config", f"{config if given else CONFIGS / f'{self.dataset}_30_{method}.yaml'}",
                  "--out", f"{self.folder}", "--data.init_args.cache", f"{cache}", "--seed", f"{self.seed}"]  # fmt: skip
         words += [] if given else ["--data.init_args.label_share", f"{self.share / 100}"]
+        words += ["--data.init_args.fold", f"{self.fold}"] if self.fold else []
         words += [
             word for word in more
             if (with_rounds or not word.startswith("--curriculum."))
@@ -110,8 +119,8 @@ def organseg(*words: str) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> Iterator[Run]:
-    """All runs, in the order in which they are wanted: one seed after another, the shared round 0 first."""
-    for seed in arguments.seeds:
+    """All runs, in the order in which they are wanted: seed by seed, fold by fold, the shared round 0 first."""
+    for seed, fold in product(arguments.seeds, arguments.folds):
         for share in arguments.shares:
             methods = [method for method in METHODS if method in arguments.methods]
             if share == 100:  # there is nothing to find
@@ -119,7 +128,7 @@ def plan(arguments: argparse.Namespace) -> Iterator[Run]:
             if set(methods) - {"inerrant0", "naive"}:
                 methods = [ROUND0, *methods]
             for method in methods:
-                yield Run(arguments.out, arguments.dataset, share, seed, method)
+                yield Run(arguments.out, arguments.dataset, share, seed, method, fold)
 
 
 def work(runs: Sequence[Run], arguments: argparse.Namespace, more: Sequence[str]) -> None:
@@ -145,9 +154,11 @@ def refuse_unequal_runs(runs: Sequence[Run]) -> None:
         beside = [replace(run, method=method) for method in (ROUND0, *METHODS)]
         refuse_unequal_methods([one.folder for one in beside if one.finished], run.folder.parent / ROUND0)
     for run in {(run.share, run.method): run for run in runs}.values():
-        seeds = [replace(run, seed=seed) for seed in dict.fromkeys(run.seed for run in runs)]
-        but = ("seed", "data.seed", DATA, COARSE)  # where the coarse model lies; its setup is compared with the others'
-        refuse_unequal([one.folder for one in seeds if one.finished], but)
+        others = dict.fromkeys((one.seed, one.fold) for one in runs)
+        same = [replace(run, seed=seed, fold=fold) for seed, fold in others]
+        # COARSE is where the coarse model lies; its setup is compared with the others'.
+        but = ("seed", "data.seed", "data.fold", DATA, COARSE)
+        refuse_unequal([one.folder for one in same if one.finished], but)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -170,38 +181,69 @@ def kept(path: Path, finished: Sequence[Run]) -> list[dict[str, str]]:
 
 
 def sorted_lines(lines: list[dict[str, str]]) -> list[dict[str, str]]:
-    """By data set, share, method and seed; organs stay in their order."""
+    """By data set, share, method, fold and seed; organs stay in their order."""
     methods = [ROUND0, *METHODS]
 
-    def place(line: dict[str, str]) -> tuple[str, int, int, int]:
-        share, seed = int(line["label_share_percent"]), int(line["seed"])
-        return line["dataset"], -share, methods.index(line["method"]), seed
+    def place(line: dict[str, str]) -> tuple[str, int, int, int, int]:
+        share, fold, seed = int(line["label_share_percent"]), int(line["fold"]), int(line["seed"])
+        return line["dataset"], -share, methods.index(line["method"]), fold, seed
 
     return sorted(lines, key=place)
 
 
+def scores_of(run: Run) -> Iterator[dict[str, str]]:
+    """The lines of a tested run, one an organ, and their means."""
+    test, means = run.folder / "test", defaultdict[str, list[float]](list)
+    outcomes: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    for row in read_case_table(test / "cases.csv"):
+        outcomes[row.organ].append((row.score.outcome, row.score.dsc))
+    for row in rows_of(test / "summary.csv"):
+        found = outcomes[row["organ"]]
+        there = [dsc for outcome, dsc in found if outcome in ("found", "missed")]
+        present = statistics.fmean(there) if there else None
+        if row["organ"] == OVERALL:
+            present = statistics.fmean(means["present"]) if means["present"] else None
+        elif present is not None:
+            means["present"].append(present)
+        yield {
+            **run.line,
+            "precision": run.precision,
+            "organ": row["organ"],
+            "dsc_mean": f"{float(row['dsc_mean']):.4f}",
+            "dsc_present": "" if present is None else f"{present:.4f}",
+            "absent_cases": f"{sum(outcome in ('both_empty', 'false_positive') for outcome, _ in found)}",
+            "false_positives": f"{sum(outcome == 'false_positive' for outcome, _ in found)}",
+        }
+
+
+SCORES = {
+    "dsc_mean": "DSC, the mean over all cases that annotate an organ: 1 or 0 where it is rightly or wrongly not there.",
+    "dsc_present": "DSC, the mean over the cases that have the organ.",
+}
+
+
 def show_scores(runs: Sequence[Run], tables: Path) -> None:
-    """DSC of each method and organ; std over seeds."""
-    found: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """DSC of each method and organ; std over folds and seeds."""
     finished = [run for run in runs if run.finished]
     lines = kept(tables / "results.csv", finished)
-    for run in finished:
-        for row in rows_of(run.summary):
-            lines.append({**run.line, "organ": row["organ"], "dsc_mean": f"{float(row['dsc_mean']):.4f}"})
+    lines += [line for run in finished for line in scores_of(run)]
     if not lines:
         return
     lines = sorted_lines(lines)
     write(tables / "results.csv", lines)
-    for line in lines:
-        of = (line["dataset"], line["label_share_percent"], line["method"])
-        found[of][line["organ"]].append(float(line["dsc_mean"]))
     organs = list(dict.fromkeys(line["organ"] for line in lines))
-    print(
-        "\n| data | labels | method | seeds | " + " | ".join(organs) + " |\n|---|---|---|---:|" + "---:|" * len(organs)
-    )
-    for (dataset, share, method), scores in found.items():
-        cells = (spread(scores[organ]) for organ in organs)
-        print(f"| {dataset} | {share}% | {method} | {len(scores[organs[0]])} | " + " | ".join(cells) + " |")
+    for column, title in SCORES.items():
+        found: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for line in lines:
+            of = (line["dataset"], line["label_share_percent"], line["method"], line["precision"])
+            if line[column]:
+                found[of][line["organ"]].append(float(line[column]))
+        print(f"\n{title}\n| data | labels | method | precision | runs | {' | '.join(organs)} |")
+        print("|---|---|---|---|---:|" + "---:|" * len(organs))
+        for (dataset, share, method, precision), scores in found.items():
+            cells = (spread(scores[organ]) if scores[organ] else "" for organ in organs)
+            runs_of = len(scores[OVERALL])
+            print(f"| {dataset} | {share}% | {method} | {precision} | {runs_of} | " + " | ".join(cells) + " |")
 
 
 RATES = ("precision", "recall", "probability_auc", "score_auc", "probability_ap_success", "score_ap_success",
@@ -209,7 +251,7 @@ RATES = ("precision", "recall", "probability_auc", "score_auc", "probability_ap_
 
 
 def show_rounds(runs: Sequence[Run], tables: Path) -> None:
-    """What each round added, as means over organs, then mean and std over seeds."""
+    """What each round added, as means over organs, then mean and std over folds and seeds."""
     added: dict[tuple[str, ...], list[int]] = defaultdict(list)
     found: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     lines = kept(tables / "rounds.csv", [run for run in runs if run.finished])
@@ -224,17 +266,19 @@ def show_rounds(runs: Sequence[Run], tables: Path) -> None:
         return
     lines = sorted_lines(lines)
     write(tables / "rounds.csv", lines)
-    seeds: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    repeats: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for line in lines:
-        seeds[line["dataset"], line["label_share_percent"], line["method"], line["round"], line["seed"]].append(line)
-    for (*run_round, _), rows in seeds.items():
+        of = tuple(line[key] for key in ("dataset", "label_share_percent", "method", "round", "fold", "seed"))
+        repeats[of].append(line)
+    for (*run_round, _, _), rows in repeats.items():
         added[tuple(run_round)].append(sum(int(row["added"]) > 0 for row in rows))
         for rate in RATES:
             values = [float(row[rate]) for row in rows if row[rate]]
             if values:
                 found[tuple(run_round)][rate].append(statistics.fmean(values))
     print(
-        "\nMeans over the organs of which something was added. AUC and AP over the candidates, of the probability and\n"
+        "\nMeans over organs: precision of those of which something was added. AUC and AP over the candidates, of the\n"
+        "probability and "
         "of the method's own score: in smile raw, over p >= 0.5 (that is MCP); averaged, and from its threshold on,\n"
         "where a method has a selection."
     )
@@ -244,11 +288,6 @@ def show_rounds(runs: Sequence[Run], tables: Path) -> None:
         cells = (spread(rates[rate]) if rates[rate] else "" for rate in RATES)
         organs = ", ".join(map(str, added[dataset, share, method, round_name]))
         print(f"| {dataset} | {share}% | {method} | {round_name} | {organs} | " + " | ".join(cells) + " |")
-
-
-def first_inerrant0(run: Run) -> bool:
-    """Its place: the others are compared with INERRANT0."""
-    return run.method != "inerrant0"
 
 
 def write(path: Path, lines: Sequence[dict[str, str]]) -> None:
@@ -266,6 +305,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/relabelling"))
     parser.add_argument("--dataset", default="btcv", help="prefix of the experiments' configs")
     parser.add_argument("--shares", type=int, nargs="+", default=[30, 10], help="per cent of the labels")
+    parser.add_argument("--folds", type=int, nargs="+", default=[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--round0-steps", type=int, default=1500)
@@ -289,11 +329,13 @@ def main() -> None:
     show_rounds(runs, tables)
     for share in arguments.shares:
         scores: Scores = defaultdict(dict)
-        for run in sorted((run for run in runs if run.share == share and run.finished), key=first_inerrant0):
-            scores[run.method][run.seed] = dsc_of(run.folder)
-        if len(scores) > 1:
-            print(f"\nAt {share}% of the labels:")
-            show_tests(scores)
+        for run in runs:
+            if run.share == share and run.finished and run.method != ROUND0:  # which had fewer steps
+                scores[run.method][run.fold, run.seed] = dsc_of(run.folder)
+        for first in ("inerrant0", "inerrant"):
+            if first in scores and len(scores) > 1:
+                print(f"\nAt {share}% of the labels:")
+                show_tests({first: scores[first], **scores})
 
 
 if __name__ == "__main__":

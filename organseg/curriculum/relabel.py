@@ -5,7 +5,7 @@ volumes (11 bytes a voxel), whatever the number of organs. It is written at once
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from organseg.curriculum.selection import Selection, choose
 from organseg.data.pseudo_labels import PseudoLabels, RoundHeader, exists, read_pseudo_labels, write_pseudo_labels
 from organseg.errors import Interrupted
 from organseg.processes import STOP
+
+_PROVENANCE = ("label", "round", "score", "probability")
+"""Of a pseudo-label that an earlier round added: it stays as that round wrote it."""
 
 
 @dataclass(frozen=True)
@@ -153,14 +156,17 @@ def select(
         )  # fmt: skip
         chosen[ours] = picked
         found[channel], added[channel] = len(ours), int(picked.sum())
-    label = volume(np.where(chosen, organ, 0).astype(np.uint8))
-    rounds = volume(np.where(chosen, task.index, 0).astype(np.uint8))
+    voxels = PseudoLabels(
+        volume(np.where(chosen, organ, 0).astype(np.uint8)),
+        volume(np.where(chosen, task.index, 0).astype(np.uint8)),
+        volume(organ),
+        volume(score),
+        volume(probability),
+    )
     if before is not None:
-        label, rounds = (
-            np.where(before.round > 0, before.label, label),
-            np.where(before.round > 0, before.round, rounds),
-        )
-    voxels = PseudoLabels(label, rounds, volume(organ), volume(score), volume(probability))
+        stays = before.round > 0
+        kept = {name: np.where(stays, getattr(before, name), getattr(voxels, name)) for name in _PROVENANCE}
+        voxels = replace(voxels, **kept)
     header = RoundHeader(key, tuple(organs), task.index, task.gamma, task.made_by, tuple(found), tuple(added))
     return voxels, header
 

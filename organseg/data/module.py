@@ -41,6 +41,7 @@ class CaseDataModule(L.LightningDataModule):
         window_hu: Intensities are clipped to it.
         patch: [Z, Y, X] of the patches that are trained on; None for slices.
         stage: Local folder that the cache is copied to before it is read; None to read it where it is.
+        draw_annotated_only: See `SliceDataModule`.
     """
 
     results: CaseResults | None = None
@@ -54,6 +55,7 @@ class CaseDataModule(L.LightningDataModule):
         window_hu: tuple[float, float],
         patch: tuple[int, int, int] | None,
         stage: Path | None = None,
+        draw_annotated_only: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1 or workers < 0 or not window_hu[0] < window_hu[1]:
@@ -65,6 +67,7 @@ class CaseDataModule(L.LightningDataModule):
         self.organs = self.cohort.organs
         self.seed, self.batch_size, self.workers = options.seed, batch_size, workers
         self.window_hu = window_hu
+        self.draw_annotated_only = draw_annotated_only
         self.preprocessing = Preprocessing(_working_grid(self.cohort), self._normalisation(), patch)
         self.enter_phase(0, None)
 
@@ -74,7 +77,7 @@ class CaseDataModule(L.LightningDataModule):
 
     def plan(self) -> SlicePlan:
         """The order of all training slices."""
-        slices, by_organ = slice_tables(self.cohort.train, self.round_labels)
+        slices, by_organ = slice_tables(self.cohort.train, None if self.draw_annotated_only else self.round_labels)
         return SlicePlan(slices, by_organ, self.batch_size, self.seed, self.phase)
 
     def enter_phase(self, index: int, pseudo_labels: Path | None) -> None:

@@ -39,6 +39,7 @@ class PatchDataModule(CaseDataModule):
         augmentation: Random changes to training patches, or null.
         test_datasets: See `SliceDataModule`.
         stage: See `SliceDataModule`.
+        draw_annotated_only: See `SliceDataModule`.
     """
 
     def __init__(
@@ -59,13 +60,14 @@ class PatchDataModule(CaseDataModule):
         augmentation: PatchAugmentation | None = PatchAugmentation(),  # noqa: B008 - frozen
         test_datasets: Sequence[str] | None = None,
         stage: Path | None = None,
+        draw_annotated_only: bool = False,
     ) -> None:
         if min(patch_size) < 1:
             raise UsageError(f"patch_size must be three positive numbers, got {patch_size}")
         options = CohortOptions(
             Path(cache), datasets, organs, fold, folds, fold_seed, val_share, label_share, seed, test_datasets
         )
-        super().__init__(options, batch_size, workers, window_hu, patch=patch_size, stage=stage)
+        super().__init__(options, batch_size, workers, window_hu, patch_size, stage, draw_annotated_only)
         self.patch_size = patch_size
         self.augmentation = augmentation
 

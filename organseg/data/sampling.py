@@ -1,8 +1,9 @@
 """Which slice stands at which position of which batch: a pure function of seed, phase and position.
 
 Training has no state of its own. A batch is `batch_size` positions; those in its first half walk through all slices in
-passes (each pass a new permutation), the others draw an organ first and then a slice that shows it, only from cases
-that annotate it. So a resumed run, another number of workers and another number of ranks see the same global batches.
+passes (each pass a new permutation), the others draw an organ first and then a slice that shows it, in a case that
+annotates it or has pseudo-labels of it. So a resumed run, another number of workers and another number of ranks see
+the same global batches.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,7 @@ class SlicePlan:
 
     Attributes:
         slices: [N, 2] (case, z) of every slice.
-        by_organ: Channel -> [n, 2] (case, z) of slices that show the organ in cases that annotate it; none is empty.
+        by_organ: Channel -> [n, 2] (case, z) of slices that show the organ, or have pseudo-labels of it; none empty.
         batch_size: Positions in a global batch.
         seed: Of the run.
         phase: Index of the training phase (0, unless a curriculum drives).

@@ -37,6 +37,8 @@ class SliceDataModule(CaseDataModule):
             play no part, and the patients of the other data sets train and validate.
         stage: Local folder, for example on the node's own disk, to which the data sets are copied once a node before
             they are read; null reads the cache where it is.
+        draw_annotated_only: The half of a batch that is drawn by organ shows cases that annotate the organ, never those
+            that have pseudo-labels of it only: these say where it is, and hardly where it is not.
     """
 
     def __init__(
@@ -56,11 +58,12 @@ class SliceDataModule(CaseDataModule):
         augmentation: SliceAugmentation | None = SliceAugmentation(),  # noqa: B008 - frozen
         test_datasets: Sequence[str] | None = None,
         stage: Path | None = None,
+        draw_annotated_only: bool = False,
     ) -> None:
         options = CohortOptions(
             Path(cache), datasets, organs, fold, folds, fold_seed, val_share, label_share, seed, test_datasets
         )
-        super().__init__(options, batch_size, workers, window_hu, patch=None, stage=stage)
+        super().__init__(options, batch_size, workers, window_hu, None, stage, draw_annotated_only)
         self.augmentation = augmentation
 
     def samples(self) -> "SliceSamples":

@@ -75,6 +75,8 @@ def test_accumulated_rounds_keep_what_was_added(volumes):
     earlier = first.round > 0
     assert earlier.any()
     assert (second.label[earlier] == first.label[earlier]).all() and (second.round[earlier] == 1).all()
+    assert (second.score[earlier] == first.score[earlier]).all() and first.score[earlier].any()
+    assert (second.probability[earlier] == first.probability[earlier]).all() and first.probability[earlier].any()
     assert not second.candidate[earlier].any()
     assert (second.round == 2).sum() == sum(header.added) > 0
 

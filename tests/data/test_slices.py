@@ -362,6 +362,15 @@ def test_slices_with_pseudo_labels_are_drawn_by_organ(relabelled):
         assert {tuple(row) for row in table.tolist()} == expected and len(table) == len(expected)
 
 
+def test_only_annotated_slices_are_drawn_by_organ_where_that_is_asked_for(relabelled):
+    annotated = slice_tables(relabelled.cohort.train)[1]
+    with_pseudo = relabelled.plan().by_organ
+    relabelled.draw_annotated_only = True
+    drawn = relabelled.plan().by_organ
+    assert drawn.keys() == annotated.keys() and all((drawn[k] == annotated[k]).all() for k in drawn)
+    assert sum(map(len, drawn.values())) < sum(map(len, with_pseudo.values()))
+
+
 def test_each_phase_has_an_order_of_its_own(relabelled):
     later = relabelled.plan()
     relabelled.enter_phase(0, None)

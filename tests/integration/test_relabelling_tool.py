@@ -11,6 +11,7 @@ import warm
 from toy import TOY
 
 from organseg.errors import IntegrityError
+from organseg.metrics import CaseRow, OrganScore, summarise, write_case_table, write_summary
 
 sys.path.append(str(warm.TOOLS))
 
@@ -44,7 +45,8 @@ def test_methods_share_round_0_and_end_in_tables(toy: Path, tmp_path: Path) -> N
     shown = run_tool(toy, out, "--methods", "inerrant", "inerrant0", "--minutes", "0")
     assert "At 30% of the labels:" in shown and "inerrant: " in shown
     assert (folder / "inerrant0" / "test" / "summary.csv").stat().st_mtime_ns == tested
-    assert shown.count("| phantom | 30% | inerrant") == 4  # scores of two methods, and two rounds
+    assert shown.count("| phantom | 30% | inerrant") == 6  # two scores of two methods, and two rounds
+    assert "round0: " not in shown  # of fewer steps
     (folder / "inerrant0" / "run.json").write_text(
         (folder / "inerrant0" / "run.json").read_text().replace('"finished": true', '"finished": false')
     )  # a test half-way is no result
@@ -86,7 +88,7 @@ def test_every_method_is_a_command_that_is_understood(method: str, dataset: str,
 
 def test_with_all_labels_there_is_nothing_to_find() -> None:
     asked = argparse.Namespace(
-        seeds=[0], shares=[100, 30], methods=list(relabelling.METHODS), out=Path("out"), dataset="btcv"
+        seeds=[0], folds=[0], shares=[100, 30], methods=list(relabelling.METHODS), out=Path("out"), dataset="btcv"
     )
     planned = [(run.share, run.method) for run in relabelling.plan(asked)]
     assert [method for share, method in planned if share == 100] == [
@@ -97,6 +99,38 @@ def test_with_all_labels_there_is_nothing_to_find() -> None:
         "plain0",
     ]
     assert [method for share, method in planned if share == 30] == ["round0", *relabelling.METHODS]
+
+
+def test_an_organ_that_a_case_lacks_is_in_one_of_two_means(tmp_path: Path) -> None:
+    """Of two cases one has no spleen: predicting none is 1 in the first mean, and nothing in the second."""
+    run = relabelling.Run(tmp_path, "btcv", 30, 0, "naive", fold=1)
+    assert run.folder == tmp_path / "btcv" / "30" / "fold1_seed0" / "naive"
+    test = run.folder / "test"
+    test.mkdir(parents=True)
+    (run.folder / "run.json").write_text(json.dumps({"identity": {"trainer.precision": "32-true"}}))
+    scores = [OrganScore("found", 0.6, 1, 1, 1, 1, 9, 9), OrganScore("both_empty", 1.0, 0, 0, 0, 1, 0, 0)]
+    rows = [CaseRow(case, "spleen", score, 100.0) for case, score in zip("ab", scores, strict=True)]
+    write_case_table(test / "cases.csv", rows)
+    write_summary(test / "summary.csv", summarise(rows))
+    organ, mean = relabelling.scores_of(run)
+    assert (organ["dsc_mean"], organ["dsc_present"], organ["absent_cases"]) == ("0.8000", "0.6000", "1")
+    assert (mean["dsc_mean"], mean["dsc_present"]) == ("0.8000", "0.6000")
+    assert (organ["fold"], organ["precision"], organ["false_positives"]) == ("1", "32-true", "0")
+
+
+def test_methods_have_the_same_network(tmp_path: Path) -> None:
+    runs = [relabelling.Run(tmp_path, "btcv", 30, 0, method) for method in ("inerrant0", "naive")]
+    for run, width in zip(runs, (16, 32), strict=True):
+        for folder in ("test", "checkpoints"):
+            (run.folder / folder).mkdir(parents=True)
+        key = "model.init_args.network.init_args.width"
+        identity = {key: width, "model.init_args.naive": run.method == "naive", "trainer.max_steps": 9}
+        (run.folder / "run.json").write_text(json.dumps({"finished": True, "identity": identity}))
+        (run.folder / "checkpoints" / "last.ckpt.sha256").write_text("abc\n")
+        (run.folder / "test" / "checkpoint.sha256").write_text("abc\n")
+        (run.folder / "test" / "summary.csv").touch()
+    with pytest.raises(IntegrityError, match=r"width: 16 there, 32 here$"):
+        relabelling.refuse_unequal_runs(runs)
 
 
 def test_seeds_of_other_setups_make_no_mean(tmp_path: Path) -> None:
