@@ -4,6 +4,9 @@ Data sets name and number organs as they like; everywhere inside organseg an org
 are generous adult ranges, from no contrast to late phases and contrast drunk, used to warn and never to refuse.
 """
 
+import colorsys
+import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from organseg.errors import UsageError
@@ -69,16 +72,30 @@ SEVEN_ORGANS = ("liver", "gallbladder", "spleen", "left_kidney", "right_kidney",
 _BY_SPELLING = {spelling: organ.name for organ in ORGANS.values() for spelling in (organ.name, *organ.aliases)}
 
 
-def canonical(name: str) -> str:
+def canonical(name: str, also: Collection[str] = ()) -> str:
     """The canonical name of an organ given by any spelling (`Kidney left`, `IVC`, `esophagus`).
+
+    Args:
+        name: Any spelling.
+        also: Names of further organs, which a data set declares.
 
     Raises:
         UsageError: If no organ is spelled so; the message lists the nearest names.
     """
     spelling = name.strip().lower().replace(" ", "_").replace("-", "_")
+    if spelling in also:
+        return spelling
     if spelling in _BY_SPELLING:
         return _BY_SPELLING[spelling]
     from difflib import get_close_matches
 
     near = get_close_matches(spelling, _BY_SPELLING, n=3, cutoff=0.5) or sorted(ORGANS)
     raise UsageError(f"organ {name!r} is not known; nearest: {', '.join(near)}")
+
+
+def colour_of(organ: str) -> tuple[int, int, int]:
+    """RGB in 0..255 for pictures; of an organ that is not known here always the same one, made of its name."""
+    if organ in ORGANS:
+        return ORGANS[organ].colour
+    red, green, blue = colorsys.hsv_to_rgb(zlib.crc32(organ.encode()) % 360 / 360, 0.45, 0.85)
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -54,7 +54,7 @@ KEYS = ("dataset", "label_share_percent", "fold", "seed", "method")
 
 @dataclass(frozen=True)
 class Run:
-    """One training; its folder: `OUT/<data set>/<share>/seed<seed>/<method>`, `fold<fold>_seed<seed>` but for fold 0."""
+    """One training; its folder: `OUT/<data set>/<share>/seed<seed>/<method>`, or `fold<fold>_seed<seed>` but for 0."""
 
     out: Path
     dataset: str

@@ -100,7 +100,20 @@ def _add_data_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     importer.add_argument("root", help="the folder")
     importer.add_argument("--out", required=True, help="the dataset.yaml to write")
     importer.add_argument("--name", default="", help="name of the data set (default: the reader's, or the folder's)")
-    importer.add_argument("--labels", nargs="*", default=[], metavar="INT=ORGAN", help="what the integers mean")
+    importer.add_argument(
+        "--labels",
+        nargs="*",
+        default=[],
+        metavar="INT=ORGAN",
+        help="what the integers mean; parts of an organ have its name, what is none is background",
+    )
+    importer.add_argument("--new-organs", nargs="*", default=[], metavar="NAME", help="organs not known to organseg")
+    importer.add_argument(
+        "--annotated",
+        choices=("all", "present"),
+        default="all",
+        help="every organ in every label map (default), or in each those that it shows",
+    )
     importer.add_argument("--modality", choices=("CT", "MR"), default="CT")
     importer.add_argument("--overwrite", action="store_true", help="replace an existing dataset.yaml")
 
@@ -170,8 +183,8 @@ def _add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     )  # fmt: skip
     scorer.add_argument(
         "--labels", nargs="*", default=[], metavar="INT=ORGAN",
-        help="what their integers mean; others are background (default: as labels.json beside them says, or as in the "
-        "data set, and others are faults)",
+        help="what their integers mean; others are background (default: as labels.json or nnU-Net's dataset.json "
+        "beside them says, or as in the data set, and others are faults)",
     )  # fmt: skip
     scorer.add_argument("--out", required=True, metavar="DIR", help="folder of cases.csv and summary.csv")
     scorer.add_argument("--overwrite", action="store_true", help="replace them")

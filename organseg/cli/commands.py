@@ -23,6 +23,7 @@ Item = TypeVar("Item")
 def import_command(arguments: Namespace) -> int:
     """`organseg import`: a manifest for a folder."""
     from organseg.data.readers import READERS
+    from organseg.data.readers.present import with_present_organs
 
     out = Path(arguments.out)
     if out.exists() and not arguments.overwrite:
@@ -30,13 +31,32 @@ def import_command(arguments: Namespace) -> int:
     root = Path(arguments.root)
     if not root.is_dir():
         raise UsageError(f"{root}: no such folder")
-    manifest = READERS[arguments.reader](root, arguments.name, integers_and_organs(arguments.labels))
+    labels = integers_and_organs(arguments.labels)
+    manifest = READERS[arguments.reader](root, arguments.name, labels, arguments.new_organs)
     manifest = replace(manifest, modality=arguments.modality)
+    if arguments.annotated == "present":
+        manifest = with_present_organs(manifest, usable_cores())
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_manifest(out, manifest)
-    load_manifest(out)
+    draft = out.with_name(f".{out.name}.draft")
+    try:
+        write_manifest(draft, manifest)
+        load_manifest(draft)
+        draft.replace(out)
+    except UsageError as error:
+        raise UsageError(str(error).replace(str(draft), str(out))) from error
+    finally:
+        draft.unlink(missing_ok=True)
     labelled = sum(case.label is not None for case in manifest.cases)
     print(f"{out}: {len(manifest.cases)} cases, {labelled} of them labelled, {len(manifest.organs)} organs")
+    for organ in manifest.organs:
+        values = " and ".join(str(value) for value, name in sorted(manifest.labels.items()) if name == organ)
+        cases = sum(organ in case.annotated for case in manifest.cases)
+        print(f"  {organ}: {values}, annotated in {cases} cases")
+    if arguments.annotated == "all" and labelled:
+        print(
+            "each organ counts as annotated in every label map, and as absent where it has no voxel there; where that"
+        )
+        print("is not so: --annotated present, or `annotated: [...]` of a case")
     print(f"next: organseg check {out}")
     return 0
 
@@ -69,6 +89,7 @@ def check_command(arguments: Namespace) -> int:
         bad = sum(not voxels for voxels in counts.values())
         refused += bad
         _matrix(manifest, counts)
+        _tell_often_absent(manifest, counts)
         print(f"{manifest.name}: {len(counts) - bad} of {len(counts)} cases can be used")
     return 3 if refused else 0
 
@@ -108,6 +129,19 @@ def _matrix(manifest: Manifest, counts: dict[str, tuple[int, ...]]) -> None:
     with console.capture() as text:
         console.print(table)
     print(text.get(), end="")  # rich itself would exit with 1 where nobody reads on
+
+
+def _tell_often_absent(manifest: Manifest, counts: dict[str, tuple[int, ...]]) -> None:
+    """An organ that many of the cases that annotate it lack: more likely nobody annotated it there."""
+    for k, organ in enumerate(manifest.organs):
+        of = [counts[case.id][k] for case in manifest.cases if organ in case.annotated and counts.get(case.id)]
+        absent = of.count(0)
+        if absent > 1 and 4 * absent > len(of):
+            print(
+                f"organseg: warning: {organ}: no voxel in {absent} of {len(of)} cases that annotate it: really absent, "
+                "or not annotated there? Say so in `annotated`, or import with --annotated present",
+                file=sys.stderr,
+            )
 
 
 def _show(faults: Iterable[Fault]) -> None:

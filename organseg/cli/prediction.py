@@ -29,6 +29,7 @@ from organseg.checkpoints import verify_checkpoint
 from organseg.cli.causes import known_cause
 from organseg.cli.modules import load_module
 from organseg.cli.training import quieten
+from organseg.data.readers.folder import DICOM, scans_in
 from organseg.data.shards import Shard
 from organseg.errors import Fault, InputError, StorageError, UsageError
 from organseg.files import publish_text, sha256_if_readable, sha256_of
@@ -132,9 +133,9 @@ def _inputs(given: Sequence[Path]) -> Iterator[Path]:
     found: dict[Path, None] = {}
     for path in given:
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.name.endswith((".nii", ".nii.gz")))
+            files = sorted(file for file in scans_in(path) if file.name.endswith((".nii", ".nii.gz")))
             if not files:
-                raise UsageError(f"{path}: no .nii or .nii.gz file in this folder")
+                raise UsageError(f"{path}: no .nii or .nii.gz file in this folder; {DICOM}")
             found.update(dict.fromkeys(files))
         elif path.exists():
             found[path] = None

@@ -20,7 +20,8 @@ from organseg.anatomy import canonical
 from organseg.cli.tested import TESTED
 from organseg.data.cache import value_counts
 from organseg.data.check import Examined, examine, read_label_of
-from organseg.data.manifest import CaseEntry, Manifest, load_manifest
+from organseg.data.manifest import BACKGROUND, CaseEntry, Manifest, load_manifest
+from organseg.data.readers.folder import organs_of_json
 from organseg.errors import Fault, InputError, StorageError, UsageError
 from organseg.files import remove
 from organseg.metrics import (
@@ -37,6 +38,8 @@ from organseg.strict_yaml import read_yaml
 
 LABELS = "labels.json"
 """Beside label maps: integer -> organ."""
+DATASET_JSON = "dataset.json"
+"""Beside nnU-Net's, with `labels`."""
 
 
 @dataclass(frozen=True)
@@ -102,15 +105,20 @@ class Meaning:
 
 
 def meaning_of(folder: Path, given: Mapping[int, str], manifest: Manifest) -> Meaning:
-    """As given, or as the folder says; where nobody says anything, as in the data set.
+    """As given, or as the folder says; where nobody says anything, as in the data set, and that is told.
 
     Raises:
-        UsageError: If an integer cannot be one, `labels.json` is not readable, or no organ is in common.
+        UsageError: If an integer cannot be one, the folder's file is not readable, or no organ is in common.
     """
     file = folder / LABELS
-    if not given and not file.exists():
-        return Meaning(dict(manifest.labels), others=False)
-    named: Any = given or read_yaml(file)  # which JSON is, and nobody's keys are there twice
+    named: Any = given
+    if not named and file.exists():
+        named = read_yaml(file)  # which JSON is, and nobody's keys are there twice
+    elif not named:
+        named = organs_of_json(folder / DATASET_JSON)
+        if not named:
+            print(f"organseg: no {LABELS} beside the label maps: their integers are {manifest.name}'s", file=sys.stderr)
+            return Meaning(dict(manifest.labels), others=False)
     if not isinstance(named, Mapping):
         raise UsageError(f"{file}: found {named!r:.40}, expected integers and organs, or --labels 1=liver 2=spleen ...")
     organs: dict[int, str] = {}
@@ -118,7 +126,7 @@ def meaning_of(folder: Path, given: Mapping[int, str], manifest: Manifest) -> Me
         if not re.fullmatch(r"0|[1-9][0-9]{0,2}", str(value)) or int(value) > 255:
             raise UsageError(f"labels: found {value!r:.40}, expected integers from 1 to 255")
         with contextlib.nullcontext() if given else contextlib.suppress(UsageError):  # a structure without a name here
-            organs[int(value)] = canonical(str(name))
+            organs[int(value)] = canonical(str(name), manifest.organs)
     ours = {value: organ for value, organ in organs.items() if value and organ in manifest.organs}
     if not ours:
         known, theirs = ", ".join(manifest.organs), ", ".join(map(str, named.values()))
@@ -172,6 +180,8 @@ def score_case(
         return Scored(case.id, faults=tuple(faults))
     table = np.zeros(256, dtype=np.uint8)
     for value, organ in meaning.organs.items():
+        if organ == BACKGROUND:
+            continue
         table[value] = manifest.organs.index(organ) + 1
     return Scored(case.id, tuple(_rows(manifest, case, truth, table[preds.array], meaning)), tuple(faults))
 

@@ -32,8 +32,8 @@ class CaseRow:
         organ: Canonical name.
         candidates: Voxels that could have been added.
         added: Voxels that carry a pseudo-label of this organ now.
-        volume_ml: Of these.
-        plausible: `yes`, `low`, `high`, or `none` where nothing was added.
+        volume_ml: Of all that is taken for the organ, added or not: a share of it would never look too large.
+        plausible: Whether an adult's organ has that volume: `yes`, `low`, `high`; `none` where nothing was added.
         pieces: Connected components of them, by faces, edges and corners.
         right: Added voxels that the hidden truth confirms; empty where nothing is hidden.
         missing: Voxels of the hidden truth.
@@ -122,8 +122,8 @@ def _case_row(
     organ = header.organs[channel]
     mask = voxels.label == channel + 1
     added = int(mask.sum())
-    low, high = ORGANS[organ].volume_ml
-    volume = added * voxel_ml
+    low, high = ORGANS[organ].volume_ml if organ in ORGANS else (0.0, np.inf)
+    volume = int((mask | (voxels.candidate == channel + 1)).sum()) * voxel_ml
     plausible = "none" if not added else "low" if volume < low else "high" if volume > high else "yes"
     right = None if inside is None else int((mask & inside).sum())
     missing = None if inside is None else int(inside.sum())
@@ -176,7 +176,7 @@ def _show(header: RoundHeader, rows: Sequence[OrganRow]) -> None:
     share = f"{100 * header.gamma:.0f}%"
     print(f"\nround {header.round_index}: of the candidates, at most the {share} with the highest score")
     head = (
-        f"{'organ':<26}{'cases':>6}{'candidates':>12}{'added':>10}{'precision':>11}{'recall':>8}{'AUC':>7}{'of MCP':>8}"
+        f"{'organ':<26}{'cases':>6}{'candidates':>12}{'added':>10}{'precision':>11}{'recall':>8}{'AUC':>7}{'of p':>8}"
     )
     print(head if any(row.precision is not None for row in rows) else head[:54])
     for row in rows:

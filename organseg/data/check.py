@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from organseg.anatomy import ORGANS
 from organseg.batch import IGNORE
 from organseg.data.cache import value_counts
-from organseg.data.manifest import CaseEntry, Manifest
+from organseg.data.manifest import BACKGROUND, CaseEntry, Manifest
 from organseg.errors import Fault, InputError
 from organseg.files import sha256_if_readable
 from organseg.processes import in_processes
@@ -117,7 +117,10 @@ def _renumber(manifest: Manifest, case: CaseEntry, label: NDArray[np.uint8]) -> 
         organ = manifest.labels.get(value)
         if organ is None:
             expected = f"0, 255 or one of {', '.join(map(str, sorted(manifest.labels)))}"
-            faults.append(_fault(manifest, case, "label values", str(value), expected, "name it under `labels:`"))
+            remedy = "name it under `labels:`; a part of an organ as that organ, what is none as background"
+            faults.append(_fault(manifest, case, "label values", str(value), expected, remedy))
+        elif organ == BACKGROUND:
+            continue
         elif organ in case.annotated:
             table[value] = manifest.organs.index(organ) + 1
         elif organ not in case.hidden:
@@ -138,9 +141,11 @@ def _implausible(manifest: Manifest, case: CaseEntry, image: Volume, label: NDAr
     for value, name in enumerate(manifest.organs, start=1):
         if name not in case.annotated:
             continue
-        organ = ORGANS[name]
         if not counts[value]:
             warn(name, "no voxel", "voxels of an annotated organ", "taken as absent; if it is not annotated, say so")
+            continue
+        organ = ORGANS.get(name)
+        if organ is None:  # a new one, of which nothing is known
             continue
         low, high = organ.volume_ml
         if not low <= millilitres[value] <= high:

@@ -179,8 +179,8 @@ def _organs(
     known = tuple(dict.fromkeys(organ for case in learned.values() for organ in case.header.organs))
     if not options.organs:
         return known
-    organs = tuple(canonical(organ) for organ in options.organs)
     offered = dict.fromkeys((*known, *(organ for case in tested.values() for organ in case.header.organs)))
+    organs = tuple(canonical(organ, offered) for organ in options.organs)
     double = sorted({organ for organ in organs if organs.count(organ) > 1})
     if double:
         raise UsageError(f"organs: {', '.join(double)} given twice")

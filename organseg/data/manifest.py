@@ -22,8 +22,11 @@ from organseg.volumes import AffineSource
 
 MAX_BYTES = 64 << 20
 _SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_KEYS = {"name", "modality", "labels", "annotated", "hide", "root", "cases", "affine", "assume_affine"}
+_NEW_ORGAN = re.compile(r"[a-z][a-z0-9_]{0,59}")
+_KEYS = {"name", "modality", "labels", "new_organs", "annotated", "hide", "root", "cases", "affine", "assume_affine"}
 _CASE_KEYS = {"id", "image", "label", "annotated", "hide", "patient"}
+BACKGROUND = "background"
+"""What `labels` calls an integer of a structure that is none of the data set's organs."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,12 @@ class Manifest:
     Attributes:
         name: Its name, also the folder in a cache.
         modality: CT or MR.
-        labels: Integer in the label files -> canonical organ.
+        labels: Integer in the label files -> canonical organ, or `BACKGROUND`; parts of one organ have one name.
         root: Folder that the paths in messages are relative to.
         cases: All cases, in the order of the file.
         affine: Which affine of a NIfTI header counts where its two differ.
         assume_affine: Take the axes of files without an affine as left, anterior, superior.
+        new_organs: Names among the labels that the anatomy does not know.
     """
 
     name: str
@@ -69,11 +73,13 @@ class Manifest:
     cases: tuple[CaseEntry, ...]
     affine: AffineSource | None = None
     assume_affine: bool = False
+    new_organs: tuple[str, ...] = ()
 
     @property
     def organs(self) -> tuple[str, ...]:
-        """Canonical names in the order of the integers."""
-        return tuple(self.labels[value] for value in sorted(self.labels))
+        """Canonical names in the order of the (first) integers."""
+        names = dict.fromkeys(self.labels[value] for value in sorted(self.labels))
+        return tuple(name for name in names if name != BACKGROUND)
 
     def patient_of(self, case: CaseEntry) -> str:
         """Who a case is among all data sets; where nobody says, its id, which is unique in its own data set only."""
@@ -110,6 +116,7 @@ class _Parser:
         self.path = path
         self.document = document
         self.faults: list[str] = []
+        self.new_organs: tuple[str, ...] = ()
         root = Path(str(document.get("root", ".")))
         self.root = (root if root.is_absolute() else path.parent / root).resolve()
 
@@ -124,8 +131,9 @@ class _Parser:
         modality = str(self.document.get("modality"))
         if modality not in ("CT", "MR"):
             self.fault("modality", f"found {modality!r}, expected CT or MR")
+        self.new_organs = self.declared()
         labels = self.labels()
-        organs = frozenset(labels.values())
+        organs = frozenset(labels.values()) - {BACKGROUND}
         default = self.organs("annotated", self.document.get("annotated", sorted(organs)), organs)
         hidden = self.organs("hide", self.document.get("hide", []), organs)
         entries = self.document.get("cases")
@@ -139,7 +147,18 @@ class _Parser:
             self.fault("affine", f"found {affine!r}, expected sform or qform")
         if not isinstance(assume, bool):
             self.fault("assume_affine", f"found {assume!r}, expected true or false")
-        return Manifest(name, modality, labels, self.root, tuple(cases), affine, assume is True)
+        return Manifest(name, modality, labels, self.root, tuple(cases), affine, assume is True, self.new_organs)
+
+    def declared(self) -> tuple[str, ...]:
+        raw = self.document.get("new_organs", [])
+        if not isinstance(raw, list):
+            self.fault("new_organs", f"found {raw!r:.40}, expected a list of names")
+            return ()
+        for name in raw:
+            fault = new_organ_fault(name)
+            if fault:
+                self.fault("new_organs", fault)
+        return tuple(str(name) for name in raw if not new_organ_fault(name))
 
     def labels(self) -> dict[int, str]:
         raw = self.document.get("labels")
@@ -151,11 +170,11 @@ class _Parser:
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < IGNORE:
                 self.fault("labels", f"found {value!r}, expected an integer in 1..254 (0 background, 255 ignore)")
                 continue
-            organ = self.organ(f"labels[{value}]", name)
-            if organ in labels.values():
-                self.fault(f"labels[{value}]", f"{organ} has two integers; each organ has one")
-            elif organ:
+            organ = BACKGROUND if name == BACKGROUND else self.organ(f"labels[{value}]", name)
+            if organ:
                 labels[value] = organ
+        if labels and set(labels.values()) == {BACKGROUND}:
+            self.fault("labels", "all are background; expected at least one organ")
         return labels
 
     def case(
@@ -182,7 +201,7 @@ class _Parser:
 
     def organ(self, where: str, name: Any) -> str:
         try:
-            return canonical(str(name))
+            return canonical(str(name), self.new_organs)
         except UsageError as error:
             self.fault(where, str(error))
             return ""
@@ -207,7 +226,7 @@ class _Parser:
             self.fault(where, f"{field}: {value!r:.60} is no path ({error})")
             return self.root
         if not path.is_relative_to(self.root):
-            self.fault(where, f"{field}: {value!r} leaves the root {self.root}")
+            self.fault(where, f"{field}: {value!r} leaves the root {self.root}; `root:` says where files lie")
         elif not exists:
             self.fault(where, f"{field}: {value!r} does not exist below {self.root}")
         return path
@@ -221,6 +240,17 @@ class _Parser:
         for name, count in Counter(name.lower() for name in ids).items():
             if count > 1:
                 self.fault(f"case {name}", f"{count} cases have this id (upper and lower case are the same)")
+
+
+def new_organ_fault(name: Any) -> str:
+    """What is wrong with a name for an organ that the anatomy does not know; "" if nothing is."""
+    if not isinstance(name, str) or not _NEW_ORGAN.fullmatch(name) or name == BACKGROUND:
+        return f"found {name!r:.40}, expected a name of lower-case letters, digits and '_'"
+    try:
+        known = canonical(name)
+    except UsageError:
+        return ""
+    return f"{name} is known already, as {known}"
 
 
 def _text(value: Any) -> str:
@@ -249,6 +279,8 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         "labels": dict(sorted(manifest.labels.items())),
         "annotated": list(manifest.organs),
     }
+    if manifest.new_organs:
+        head["new_organs"] = list(manifest.new_organs)
     if manifest.affine:
         head["affine"] = manifest.affine
     if manifest.assume_affine:

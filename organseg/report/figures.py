@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from organseg.anatomy import ORGANS
+from organseg import anatomy
 from organseg.metrics import CaseRow
 
 Curves = Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
@@ -44,8 +44,8 @@ def png(figure: Figure) -> bytes:
 
 
 def colour_of(organ: str) -> tuple[float, float, float]:
-    """The organ's colour in pictures, 0..1; grey for a name that the anatomy does not know."""
-    red, green, blue = ORGANS[organ].colour if organ in ORGANS else (150, 150, 150)
+    """The organ's colour in pictures, 0..1."""
+    red, green, blue = anatomy.colour_of(organ)
     return red / 255, green / 255, blue / 255
 
 

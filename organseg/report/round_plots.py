@@ -102,7 +102,7 @@ def draw_volumes(lines: Sequence[CaseLine]) -> Figure | None:
             offset = 0.5 * ((number * _GOLDEN) % 1 - 0.5)
             for axes, value in ((volumes, line.volume_ml), (pieces, line.pieces)):
                 _draw_mark(axes, value, height + offset, line)
-    for axes, name in ((volumes, "volume of the pseudo-labels (mL); bar: plausible in an adult"), (pieces, "pieces")):
+    for axes, name in ((volumes, "volume of all candidates (mL); bar: plausible in an adult"), (pieces, "pieces")):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")

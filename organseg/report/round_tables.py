@@ -47,7 +47,7 @@ class CaseLine:
         case: `<data set>/<id>`.
         organ: Canonical name.
         added: Voxels that carry a pseudo-label.
-        volume_ml: Of these.
+        volume_ml: Of all candidates, added or not.
         plausible: `yes`, `low`, `high`, or `none` where there are none.
         pieces: Connected components of them.
         right: Voxels that the hidden truth confirms; None where no truth is hidden.

@@ -63,7 +63,7 @@ def rounds_section(rounds: Sequence[RoundTables], config: Mapping[str, Any], cac
     if any(round_tables.known for round_tables in rounds):
         tables[-1] = replace(tables[-1], remarks=[*tables[-1].remarks, _EXPLANATION])
     pictures = [*_rates(rounds), *_with_truth(places, share, score, notes), *_without_truth(places, score, notes)]
-    flagged = flagged_table(places.last, share(places.last.index))
+    flagged = flagged_table(places.last)
     return Section("Relabelling", [*tables, *([flagged] if flagged else [])], pictures)
 
 
@@ -130,8 +130,8 @@ def _hundred(share: float) -> str:
     return "\u2013" if isnan(share) else f"{100 * share:.1f}"
 
 
-def flagged_table(round_tables: RoundTables, share: float | None) -> OrganTable | None:
-    """The cases without truth whose added volume no adult has, by name; None where there is none."""
+def flagged_table(round_tables: RoundTables) -> OrganTable | None:
+    """The cases without truth in which an organ's candidates have a volume that no adult has; None without any."""
     lines = [line for line in round_tables.unknown if line.plausible in ("low", "high")]
     if not lines:
         return None
@@ -140,9 +140,9 @@ def flagged_table(round_tables: RoundTables, share: float | None) -> OrganTable 
         low, high = ORGANS[line.organ].volume_ml if line.organ in ORGANS else (0.0, 0.0)
         numbers = (f"{line.volume_ml:.1f}", f"{low:g} to {high:g}", line.plausible, str(line.pieces))
         cells.append((line.organ, line.case, *numbers))
-    remarks = ["Look at these cases first: their pseudo-labels are too small or too large for an adult."]
-    if share is not None and share < 1:
-        remarks.append(f"Only {100 * share:.0f} % of each organ's candidates are added so far, so many must be low.")
+    remarks = [
+        "Look at these cases first: what is taken for the organ, added or not, is too small or too large for an adult."
+    ]
     head = ("organ", "case", "volume mL", "plausible mL", "volume is", "pieces")
     return OrganTable(f"Round {round_tables.index}: implausible volumes", head, cells, remarks)
 

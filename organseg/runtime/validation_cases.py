@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 
-from organseg.anatomy import ORGANS
+from organseg.anatomy import colour_of
 from organseg.batch import WholeCase
 from organseg.runtime.tracker import WandbTracker
 
@@ -61,7 +61,7 @@ def draw(case: WholeCase, preds: NDArray[np.uint8], organs: tuple[str, ...]) -> 
     grey = case.normalise(case.image[z])
     grey = (grey - grey.min()) / max(float(np.ptp(grey)), 1e-6)
     base = np.repeat(255 * grey[..., None], 3, axis=-1)
-    colours = np.array([(0, 0, 0), *(ORGANS[organ].colour for organ in organs)], dtype=np.float32)
+    colours = np.array([(0, 0, 0), *map(colour_of, organs)], dtype=np.float32)
     panels = [base]
     for labels in (label[z], preds[z]):
         panels.append(np.where((labels > 0)[..., None], (1 - _FILL) * base + _FILL * colours[labels], base))

@@ -180,7 +180,16 @@ def test_import_a_folder(tmp_path, capsys):
     words += ["5=kidney_r", "7=lien"]
     assert run(words) == 0
     shown, _ = lines_of(capsys)
-    assert shown == [f"{out}: 2 cases, 1 of them labelled, 4 organs", f"next: organseg check {out}"]
+    assert shown == [
+        f"{out}: 2 cases, 1 of them labelled, 4 organs",
+        "  liver: 2, annotated in 1 cases",
+        "  left_kidney: 3, annotated in 1 cases",
+        "  right_kidney: 5, annotated in 1 cases",
+        "  spleen: 7, annotated in 1 cases",
+        "each organ counts as annotated in every label map, and as absent where it has no voxel there; where that",
+        "is not so: --annotated present, or `annotated: [...]` of a case",
+        f"next: organseg check {out}",
+    ]
     manifest = load_manifest(out)
     assert manifest.name == "raw"
     assert manifest.labels == LABELS
@@ -208,6 +217,80 @@ def test_labels_that_are_none(tmp_path, capsys, labels, message):
     assert run(words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "d.yaml").exists()
+
+
+def folders(root: Path, count: int) -> Path:
+    """`images/` and `labels/` of synthetic cases."""
+    write_dataset(root, count)
+    for folder in ("images", "labels"):
+        (root / folder).mkdir()
+    for n in range(count):
+        (root / f"case{n}_label.nii.gz").rename(root / "labels" / f"case{n}.nii.gz")
+        (root / f"case{n}.nii.gz").rename(root / "images" / f"case{n}.nii.gz")
+        (root / "images" / f"._case{n}.nii.gz").write_bytes(b"of macOS")
+    return root
+
+
+def test_parts_background_and_an_organ_of_one_s_own_from_import_to_scores(tmp_path, capsys):
+    root, out = folders(tmp_path / "raw", 2), tmp_path / "d.yaml"
+    words = ["import", "folder", str(root), "--out", str(out), "--labels", "2=liver", "3=liver", "5=background"]
+    assert run([*words, "7=cancer"]) == 2
+    said = capsys.readouterr().err
+    assert "7: organ 'cancer' is not known" in said and "--new-organs NAME declares an organ" in said
+    assert list(tmp_path.iterdir()) == [root]
+    assert run([*words, "7=cancer", "--new-organs", "cancer"]) == 0
+    assert "  liver: 2 and 3, annotated in 2 cases" in capsys.readouterr().out
+    assert run(["check", str(out), "--processes", "1"]) == 0
+    assert run(["prepare", str(out), "--out", str(tmp_path / "cache"), "--processes", "1"]) == 0
+    case = CachedCase(tmp_path / "cache" / "raw" / "case1.h5")
+    assert case.header.organs == ("liver", "cancer")
+    source = load_manifest(out).cases[1].label
+    values = np.unique(make_case(1)[1])
+    assert {2, 3, 5, 7} <= set(values.tolist())
+    table = np.zeros(256, np.uint8)
+    table[[2, 3, 7]] = 1, 1, 2
+    assert (case.arrays().label == table[make_case(1)[1]]).all()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "case1.nii.gz").write_bytes(source.read_bytes())
+    words = ["evaluate", str(out), "--predictions", str(theirs), "--out", str(tmp_path / "scores"), "--processes", "1"]
+    assert run(words) == 0
+    assert "their integers are raw's" in capsys.readouterr().err
+    rows = (tmp_path / "scores" / "cases.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[:4] for row in rows] == [
+        ["raw/case1", organ, "found", "1.0"] for organ in ("liver", "cancer")
+    ]
+
+
+def test_organs_that_a_label_map_shows_are_what_it_annotates(tmp_path, capsys):
+    root, out = folders(tmp_path / "raw", 5), tmp_path / "d.yaml"
+    label = make_case(0)[1]
+    for n in (0, 1):
+        write_label_map(root / "labels" / f"case{n}.nii.gz", np.where(label == 2, label, 0).astype(np.uint8))
+    integers = [f"{value}={organ}" for value, organ in LABELS.items()]
+    words = ["import", "folder", str(root), "--out", str(out), "--overwrite", "--labels", *integers]
+    assert run(words) == 0
+    assert run(["check", str(out), "--processes", "1"]) == 0
+    assert "spleen: no voxel in 2 of 5 cases that annotate it: really absent" in capsys.readouterr().err
+    assert run([*words, "--annotated", "present"]) == 0
+    found = {case.id: case.annotated for case in load_manifest(out).cases}
+    assert found["case0"] == {"liver"} and found["case2"] == set(LABELS.values())
+    before = out.read_bytes()
+    (root / "labels" / "case3.nii.gz").write_bytes(b"no label map")
+    assert run([*words, "--annotated", "present"]) == 3
+    assert "refused: case3: labels/case3.nii.gz" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_an_import_that_fails_keeps_what_was_there(tmp_path, capsys):
+    root, out = folders(tmp_path / "raw", 1), tmp_path / "d.yaml"
+    words = ["import", "folder", str(root), "--out", str(out), "--labels", "2=liver"]
+    assert run(words) == 0
+    before = out.read_bytes()
+    (root / "images" / "case0.nii.gz").rename(root / "images" / "case 0.nii.gz")
+    assert run([*words, "--overwrite"]) == 2
+    assert f"{out}: case case 0: id 'case 0'" in capsys.readouterr().err
+    assert out.read_bytes() == before and {path.name for path in tmp_path.iterdir()} == {"raw", "d.yaml"}
 
 
 def test_import_of_nothing(tmp_path, capsys):

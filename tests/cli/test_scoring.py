@@ -65,7 +65,7 @@ def test_scores_by_hand_of_maps_with_the_data_set_s_integers(dataset, tmp_path, 
     assert found["tiny/case1", "liver"]["dsc"] == "1.0"
 
 
-@pytest.mark.parametrize("says", ["option", "file"])
+@pytest.mark.parametrize("says", ["option", "file", "nnU-Net"])
 def test_integers_and_organs_of_their_own(dataset, tmp_path, says):
     folder = tmp_path / "theirs"
     (folder / "tiny").mkdir(parents=True)
@@ -76,6 +76,9 @@ def test_integers_and_organs_of_their_own(dataset, tmp_path, says):
     if says == "file":
         named = {0: "background", 1: "Spleen", 2: "hepar", 3: "aorta", 9: "vertebrae_L5"}
         (folder / "labels.json").write_text(json.dumps(named))
+        assert evaluate(dataset, folder) == 0
+    elif says == "nnU-Net":
+        (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "spleen": 1, "liver": 2}}))
         assert evaluate(dataset, folder) == 0
     else:
         assert evaluate(dataset, folder, "--labels", "1=spleen", "2=liver") == 0
@@ -95,7 +98,7 @@ def test_what_cannot_be_scored_is_refused_and_the_rest_is_done(dataset, tmp_path
     strange[0, 0, :2] = 9
     write_label_map(folder / "case2.nii.gz", strange)
     assert evaluate(dataset, folder) == 3
-    err = capsys.readouterr().err.splitlines()
+    _, *err = capsys.readouterr().err.splitlines()  # after whose integers they are
     assert err[0].startswith("refused: case1: case1.nii.gz: affine")
     assert err[1].startswith("refused: case2: case2.nii.gz: label values: found 9, expected 0 or one of 2, 3, 5, 7")
     assert {case for case, _ in scores(folder / "scores")} == {"tiny/case0"}

@@ -75,6 +75,7 @@ modality: PET
 nonsense: 1
 affine: both
 assume_affine: maybe
+new_organs: [IVC, ivc, "no good", prostate, background]
 labels: {{0: liver, 255: spleen, x: aorta, true: aorta, 4: livr, 5: pancreas, 6: Pancreas, 7: stomach}}
 annotated: [pancreas, colon]
 hide: stomach
@@ -105,7 +106,10 @@ cases:
         "labels: found 'x',",
         "labels: found True,",
         "labels[4]: organ 'livr' is not known; nearest: liver",
-        "labels[6]: pancreas has two integers",
+        "new_organs: found 'IVC', expected a name of lower-case letters",
+        "new_organs: ivc is known already, as inferior_vena_cava",
+        "new_organs: found 'no good'",
+        "new_organs: found 'background'",
         "annotated: colon is not among",
         "hide: found 'stomach', expected a list",
         "case ../x: id '../x'",
@@ -216,3 +220,24 @@ def test_a_patient_who_is_named_like_a_case_is_one_person(folder):
     written = folder / "written.yaml"
     write_manifest(written, named)
     assert load_manifest(written) == named
+
+
+def test_parts_of_an_organ_other_structures_and_organs_of_one_s_own(folder):
+    manifest = load(
+        folder,
+        """
+name: set
+modality: CT
+new_organs: [prostate]
+labels: {4: prostate, 1: pancreas, 2: pancreas, 3: background}
+cases:
+  - {id: a, image: a.nii.gz, label: a_label.nii.gz}
+""",
+    )
+    assert manifest.organs == ("pancreas", "prostate")
+    assert manifest.cases[0].annotated == {"pancreas", "prostate"}
+    write_manifest(folder / "again.yaml", manifest)
+    assert load_manifest(folder / "again.yaml") == manifest
+    for labels, message in (("{1: background}", "at least one organ"), ("{1: prostate}", "not known; nearest")):
+        with pytest.raises(UsageError, match=message):
+            load(folder, f"{{name: s, modality: CT, labels: {labels}, cases: [{{id: a, image: a.nii.gz}}]}}")

@@ -74,8 +74,9 @@ def test_no_evaluated_organ_gives_no_picture():
     assert draw_organs([CaseRow("a", "liver", UNKNOWN, 1.0)]) is None
 
 
-def test_an_unknown_organ_is_grey():
-    assert len(set(colour_of("tail"))) == 1
+def test_an_organ_that_is_new_has_a_colour_of_its_own():
+    assert colour_of("tail") == colour_of("tail") != colour_of("fin")
+    assert all(0 <= value <= 1 for value in colour_of("tail"))
 
 
 @given(st.text())

@@ -1,5 +1,6 @@
 """BTCV, as its organisers lay it out: `RawData/Training/img/img0001.nii.gz` and `label/label0001.nii.gz`, 13 organs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from organseg.data.manifest import CaseEntry, Manifest
@@ -22,14 +23,14 @@ LABELS = {
 }
 
 
-def read_btcv(root: Path, name: str, labels: dict[int, str]) -> Manifest:
+def read_btcv(root: Path, name: str, labels: dict[int, str], new_organs: Sequence[str] = ()) -> Manifest:
     """The manifest of BTCV below `root` (the download's folder, `RawData`, or `Training` itself).
 
     Raises:
         UsageError: If no case is found, or labels were given (BTCV has its own).
     """
-    if labels:
-        raise UsageError("btcv has its own labels; leave out --labels, or use the reader `folder`")
+    if labels or new_organs:
+        raise UsageError("btcv has its own labels; leave out --labels and --new-organs, or use the reader `folder`")
     root = root.resolve()
     homes = [path for path in (root, root / "Training", root / "RawData" / "Training") if (path / "img").is_dir()]
     if not homes:
