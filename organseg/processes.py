@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +26,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 RANK_0_PID = "ORGANSEG_RANK_0_PID"
 """In the environment of a rank: who launched it."""
 
+_MOST_WORKERS = 16
+"""Of a rank, where nobody says how many."""
 _BATCHES_AHEAD = 2
 """That torch's loader asks of each worker."""
 _PR_SET_PDEATHSIG = 1
@@ -32,8 +35,12 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
 
+_ONE_REQUEST_S = 2.0
+"""Signals of schedulers within it are one request: SLURM and torchrun send the same one twice in a moment."""
+
+
 class StopRequest:
-    """Remembers that a signal asked to stop; a second one ends the process as if nobody had listened.
+    """Remembers that a signal asked to stop; a second request ends the process as if nobody had listened.
 
     Handlers belong to the process, so there is one request for all of it. The handler sets a flag and nothing else:
     saving inside it would catch the optimiser in the middle of a step, and a collective inside it would wait for ranks
@@ -42,6 +49,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+        self._since = 0.0
 
     def listen(self, *numbers: int) -> None:
         """Take these signals, by default all that ask to stop, except what the process was started to ignore."""
@@ -51,10 +59,12 @@ class StopRequest:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        now = time.monotonic()
+        if not self.asked:
+            self.asked, self._since = True, now
+        elif number == signal.SIGINT or now - self._since > _ONE_REQUEST_S:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.asked = True
 
 
 STOP = StopRequest()
@@ -152,6 +162,16 @@ def end_loader_workers() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it a failure
     for child in active_children():
         child.kill()
+
+
+def default_workers(ranks: int) -> int:
+    """Loader workers of a rank where nobody says how many: a core each, one left for the rank itself.
+
+    Args:
+        ranks: On this machine, which share its cores unless SLURM gave each its own.
+    """
+    cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0) or usable_cores() // ranks
+    return max(2, min(_MOST_WORKERS, cores - 1))
 
 
 def affordable_workers(wanted: int, batch_bytes: int, ranks: int, shared: Path = Path("/dev/shm")) -> int:

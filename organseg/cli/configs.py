@@ -6,6 +6,7 @@ says so); later parts and the file itself win. Several `--config` compose the sa
 
 import copy
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,22 @@ def expand(argv: Sequence[str]) -> list[str]:
         path = value if equals else next(arguments, "")
         if not path:
             raise UsageError("--config needs a file")
-        config = merge(config, load_config(Path(path)))
+        more = load_config(Path(path))
+        _tell_dropped(config, more, path)
+        config = merge(config, more)
     rest = _keep_neighbours(rest, config)
     return [*rest[:1], f"--config={yaml.safe_dump(config)}", *rest[1:]] if config else rest
+
+
+def _tell_dropped(config: Mapping[str, Any], more: Mapping[str, Any], path: str) -> None:
+    """Another method or data module takes nothing over from the one before it: told where that had options."""
+    for part in ("model", "data"):
+        before, after = config.get(part) or {}, more.get(part) or {}
+        another = before.get("class_path") and after.get("class_path") not in (None, before["class_path"])
+        dropped = sorted({*(before.get(_OPTIONS) or {})} - {*(after.get(_OPTIONS) or {})}) if another else []
+        if dropped:
+            gone = f"{', '.join(dropped)} of the configs before it no longer hold; give those configs after it"
+            print(f"organseg: warning: {path} has another {part}.class_path: {gone}", file=sys.stderr)
 
 
 def _keep_neighbours(words: Sequence[str], config: Mapping[str, Any]) -> list[str]:

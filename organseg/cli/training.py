@@ -27,6 +27,7 @@ from organseg import __version__
 from organseg.checkpoints import verify_checkpoint
 from organseg.cli.causes import known_cause
 from organseg.cli.configs import expand
+from organseg.cli.initial import begin_with
 from organseg.cli.modules import build_module, explained, trust
 from organseg.cli.tested import TESTED, refuse_no_result, refuse_other_run, run_of, written
 from organseg.curriculum import Curriculum
@@ -40,7 +41,7 @@ from organseg.runtime.checkpoint_io import AtomicCheckpointIO, newest_good, publ
 from organseg.runtime.ddp import guard_ranks
 from organseg.runtime.metrics_log import MetricsLog, StepOffset
 from organseg.runtime.pace import Pace
-from organseg.runtime.precision import BF16, FP32, affordable_precision
+from organseg.runtime.precision import BF16, FP32, affordable_precision, machine
 from organseg.runtime.ranks import SameWeights
 from organseg.runtime.resume import FiniteLoss, LastCheckpoint, StepSeed
 from organseg.runtime.run_folder import DATA, RunFolder, RunRecord, identity, plain
@@ -49,6 +50,8 @@ from organseg.runtime.tracker import STOPPED, WandbTracker
 from organseg.runtime.validation_cases import ValidationCases
 
 _DEFAULTS = {
+    # One GPU unless more are asked for: more share the batch, which is another training. torchrun says how many.
+    "devices": "auto" if "TORCHELASTIC_RUN_ID" in os.environ else 1,
     "enable_progress_bar": True,
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
@@ -75,6 +78,8 @@ class _Parser(LightningArgumentParser):
     def _nearest(self, message: str) -> str:
         """A hint at the options that were meant."""
         found = re.search(r"unrecognized arguments: --([\w.]+)", message)
+        if found and found[1] == "ckpt_path":
+            return "; a stopped run goes on with the same command alone, and --init CKPT begins with a network"
         names = [name.lstrip("-") for name in self._option_string_actions]
         for parser in getattr(self._subcommands_action, "_name_parser_map", {}).values():
             names += [name.lstrip("-") for name in parser._option_string_actions]
@@ -103,10 +108,20 @@ class OrgansegCLI(LightningCLI):
             args=args,
         )
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's; `fit` goes on with what the run folder holds, and takes no other checkpoint."""
+        words = LightningCLI.subcommands()
+        return {**words, "fit": words["fit"] | {"ckpt_path", "weights_only"}}
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: checkpoints are verified before they are read, and say what they are in our own record."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of a run, and what data tell methods."""
         parser.add_argument("--out", type=str, default="runs/unnamed", help="The run folder.")
         parser.add_argument("--seed", type=int, default=0, help="Of weights, hidden labels, order and augmentation.")
+        parser.add_argument("--init", type=str, default=None, help="Checkpoint whose network the training begins with.")
         parser.add_argument("--overwrite", action="store_true", help="Remove an older run in the folder first.")
         parser.add_argument("--checkpoint_every_s", type=float, default=120.0, help="Seconds between checkpoints.")
         parser.add_argument("--rank_timeout_s", type=float, default=600.0, help="That a rank waits for the others.")
@@ -135,6 +150,9 @@ class OrgansegCLI(LightningCLI):
         self._dump_config()
         config = self.config_dump
         self.wanted = plain(identity(config))
+        self.initial = Path(config["init"]) if config.get("init") and self._fitting else None
+        if self.initial:
+            self.wanted["init"] = verify_checkpoint(self.initial)
         for key, value in self.wanted.items():
             refused = isinstance(value, float) and not math.isfinite(value)
             if refused or (key.endswith(".lr") and value <= 0):
@@ -212,7 +230,10 @@ class OrgansegCLI(LightningCLI):
     def new_module(self, seed: int) -> SegmentationModule:
         """A module of this config with new weights."""
         L.seed_everything(seed, verbose=False)
-        return build_module(self.config_dump["model"], self.datamodule.organs)
+        module = build_module(self.config_dump["model"], self.datamodule.organs)
+        if self.initial:
+            begin_with(module, self.initial)
+        return module
 
     def new_trainer(
         self, folder: Path, seed: int, steps: int, offset: int, kind: str, callbacks: Sequence[Callback]
@@ -245,7 +266,7 @@ class OrgansegCLI(LightningCLI):
     def _fitting(self) -> bool:
         return self.subcommand == "fit"
 
-    def fit(self, model: L.LightningModule, datamodule: Any, **_: Any) -> None:
+    def fit(self, model: SegmentationModule, datamodule: Any, **_: Any) -> None:
         """Train, or go on training."""
         run = self.run_folder
         self.wanted[DATA] = datamodule.content_hash
@@ -258,6 +279,11 @@ class OrgansegCLI(LightningCLI):
                 raise _Finished
         if self.trainer.is_global_zero:
             print(coverage(datamodule.cohort), flush=True)
+            print(f"computes on {machine(self.trainer)}", flush=True)
+        if self.initial:
+            anew = begin_with(model, self.initial)
+            if self.trainer.is_global_zero:
+                print(f"begins with the network of {self.initial}; anew: {', '.join(anew) or 'nothing'}", flush=True)
         last = run.checkpoints / "last.ckpt"
         STOP.listen()  # from now on there is something to save, or it is made anew quickly
         if curriculum:

@@ -388,4 +388,5 @@ def _round0_of(run: Path) -> Path:
 
 
 def _of_round0(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in identity.items() if not key.startswith("curriculum.")}
+    of_rounds = ("curriculum.", "data.draw_annotated_only")  # without pseudo-labels all is drawn from annotations
+    return {key: value for key, value in identity.items() if not key.startswith(of_rounds)}

@@ -80,15 +80,16 @@ class Candidates:
 
     def add(self, start: int, both: Tensor) -> None:
         """Probabilities and scores [b, 2K, Y, X] of the slices from `start` on."""
-        both = both.cpu()
+        self.channels = self.channels.to(both.device)
         probability, place = self.best(both)
-        free = torch.from_numpy(self.label[start : start + len(both)] == 0)
+        free = torch.from_numpy(self.label[start : start + len(both)] == 0).to(both.device)
         voxels = torch.nonzero((probability >= self.threshold) & free, as_tuple=True)
         channel = self.channels[place[voxels]]
         score = both[voxels[0], self.organs + channel, voxels[1], voxels[2]]
         plane = self.label.shape[1] * self.label.shape[2]
         index = (voxels[0] + start) * plane + voxels[1] * self.label.shape[2] + voxels[2]
-        self._found.append([tensor.numpy() for tensor in (index, channel + 1, score, probability[voxels])])
+        # What is found leaves the device, and no volume of probabilities.
+        self._found.append([tensor.cpu().numpy() for tensor in (index, channel + 1, score, probability[voxels])])
 
     def collected(self) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
         """Flat index (rising), organ (channel + 1), score and probability of all candidates."""

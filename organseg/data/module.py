@@ -25,7 +25,7 @@ from organseg.data.sampling import SlicePlan, StepSampler
 from organseg.data.shards import CaseResults
 from organseg.data.staging import load_staged
 from organseg.errors import UsageError
-from organseg.processes import affordable_workers, as_loader_worker
+from organseg.processes import affordable_workers, as_loader_worker, default_workers
 from organseg.volumes import Preprocessing, WorkingGrid, fit_normalisation
 
 WORKER_TIMEOUT_S = 600
@@ -37,7 +37,7 @@ class CaseDataModule(L.LightningDataModule):
     Args:
         options: What decides the cohort.
         batch_size: Samples in a global batch, over all ranks.
-        workers: Loader processes of each rank.
+        workers: Loader processes of each rank; None takes one for each of its cores but one.
         window_hu: Intensities are clipped to it.
         patch: [Z, Y, X] of the patches that are trained on; None for slices.
         stage: Local folder that the cache is copied to before it is read; None to read it where it is.
@@ -51,14 +51,14 @@ class CaseDataModule(L.LightningDataModule):
         self,
         options: CohortOptions,
         batch_size: int,
-        workers: int,
+        workers: int | None,
         window_hu: tuple[float, float],
         patch: tuple[int, int, int] | None,
         stage: Path | None = None,
         draw_annotated_only: bool = False,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or workers < 0 or not window_hu[0] < window_hu[1]:
+        if batch_size < 1 or (workers or 0) < 0 or not window_hu[0] < window_hu[1]:
             raise UsageError(
                 "batch_size must be at least 1, workers at least 0 and window_hu rising; "
                 f"got {batch_size}, {workers}, {window_hu}"
@@ -158,16 +158,20 @@ class CaseDataModule(L.LightningDataModule):
         if trainer.max_steps < 1:
             raise UsageError("training is counted in optimiser steps: set `--trainer.max_steps`, for example 2700")
         if self.batch_size % trainer.world_size:
-            raise UsageError(f"batch_size {self.batch_size} cannot be shared equally by {trainer.world_size} ranks")
+            raise UsageError(
+                f"batch_size {self.batch_size} cannot be shared equally by {trainer.world_size} ranks; set "
+                "--data.init_args.batch_size, or --trainer.devices"
+            )
         steps = trainer.max_steps * trainer.accumulate_grad_batches
         sampler = StepSampler(steps, self.batch_size, trainer.global_rank, trainer.world_size)
         samples = self.samples()
         first = [array.nbytes for array in samples[0, 0].values() if isinstance(array, np.ndarray)]
         batch_bytes = sum(first) * len(sampler.positions)
-        workers = affordable_workers(self.workers, batch_bytes, trainer.num_devices)
-        if workers < self.workers and trainer.is_global_zero:
+        wanted = default_workers(trainer.num_devices) if self.workers is None else self.workers
+        workers = affordable_workers(wanted, batch_bytes, trainer.num_devices)
+        if workers < wanted and trainer.is_global_zero:
             print(
-                f"organseg: warning: /dev/shm has no room for the batches of {self.workers} loader workers: {workers} "
+                f"organseg: warning: /dev/shm has no room for the batches of {wanted} loader workers: {workers} "
                 "instead; `organseg doctor` says how to give it more",
                 file=sys.stderr,
             )

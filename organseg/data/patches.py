@@ -34,7 +34,7 @@ class PatchDataModule(CaseDataModule):
         seed: Draws hidden labels, validation patients, order, places and augmentation.
         patch_size: Z, Y, X in voxels; whole cases are segmented in windows of this size.
         batch_size: Patches in a global batch, over all ranks.
-        workers: Loader processes of each rank.
+        workers: See `SliceDataModule`.
         window_hu: Intensities are clipped to it.
         augmentation: Random changes to training patches, or null.
         test_datasets: See `SliceDataModule`.
@@ -55,7 +55,7 @@ class PatchDataModule(CaseDataModule):
         seed: int = 0,
         patch_size: Size = (96, 144, 144),
         batch_size: int = 2,
-        workers: int = 2,
+        workers: int | None = None,
         window_hu: tuple[float, float] = (-160.0, 300.0),
         augmentation: PatchAugmentation | None = PatchAugmentation(),  # noqa: B008 - frozen
         test_datasets: Sequence[str] | None = None,

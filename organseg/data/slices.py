@@ -30,7 +30,7 @@ class SliceDataModule(CaseDataModule):
         label_share: Share of each organ's training and validation cases that keep its label (simulated partial labels).
         seed: Draws hidden labels, validation patients, order and augmentation.
         batch_size: Slices in a global batch, over all ranks.
-        workers: Loader processes of each rank.
+        workers: Loader processes of each rank; null takes one for each of its cores but one.
         window_hu: Intensities are clipped to it.
         augmentation: Random changes to training slices, or null.
         test_datasets: Data sets of which every case is tested and none trained on; `fold`, `folds` and `fold_seed` then
@@ -53,7 +53,7 @@ class SliceDataModule(CaseDataModule):
         label_share: float = 1.0,
         seed: int = 0,
         batch_size: int = 16,
-        workers: int = 2,
+        workers: int | None = None,
         window_hu: tuple[float, float] = (-160.0, 300.0),
         augmentation: SliceAugmentation | None = SliceAugmentation(),  # noqa: B008 - frozen
         test_datasets: Sequence[str] | None = None,

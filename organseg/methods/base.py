@@ -23,7 +23,7 @@ from organseg.metrics import CaseDice, overlap_counts
 from organseg.volumes import Preprocessing
 
 NetworkFactory = Callable[[int, int], nn.Module]
-"""(in_channels, out_channels) -> a network with `features` and logits."""
+"""(in_channels, out_channels) -> a network from image to logits, with `features` (image -> [B, C, *S]) and `head`."""
 
 
 def adam(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -77,7 +77,12 @@ class SegmentationModule(L.LightningModule):
         self.organs = tuple(organs)
         self.optimizer = optimizer
         self.lr_decay = lr_decay
-        head: Any = network.head
+        head: Any = getattr(network, "head", None)
+        if not isinstance(getattr(head, "weight", None), Tensor) or not hasattr(network, "features"):
+            raise UsageError(
+                f"model.init_args.network: {type(network).__name__} has no `head` (its last layer, a convolution with "
+                "bias) or no `features` (image -> what enters the head); see README, networks of your own"
+            )
         self.dims: int = head.weight.ndim - 2
         last = torch.channels_last if self.dims == 2 else torch.channels_last_3d
         self.memory_format = last if channels_last else torch.contiguous_format

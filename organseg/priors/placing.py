@@ -60,6 +60,12 @@ def _table(prior: Prior, device: torch.device) -> Tensor:
     return torch.from_numpy(prior.probs).to(device)
 
 
+@functools.lru_cache(maxsize=128)
+def _box(prior: Prior, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Its spacing and the index of its middle, [3] each, copied once: a device would be waited for at each copy."""
+    return torch.tensor(prior.spacing).to(device), ((torch.tensor(prior.size) - 1) / 2).to(device)
+
+
 def _of_organ(
     prior: Prior,
     index_to_mm: Tensor,
@@ -76,7 +82,7 @@ def _of_organ(
     known = ~centre.isnan().any(dim=1)
     depth, height, width = prior.size
     # Index -> voxel of the box, counted from its first: one affine map, as cheap as its three axes one by one.
-    spacing, middle = torch.tensor(prior.spacing, device=device), (torch.tensor(prior.size, device=device) - 1) / 2
+    spacing, middle = _box(prior, device)
     turn = index_to_mm[:, :3, :3] / spacing[:, None]
     shift = (index_to_mm[:, :3, 3] - centre.nan_to_num()) / spacing + middle
 

@@ -7,15 +7,18 @@ long as in float32. GPUs of before Ampere emulate it too.
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 
 from organseg.errors import UsageError
 
 BF16 = "bf16-mixed"
 FP32 = "32-true"
-_FP16 = ("16", "16-mixed", "16-true")
+_FP16 = ("16", "16-mixed")
+_HALF_WEIGHTS = ("16-true", "bf16-true")
 
 
 def affordable_precision(precision: Any, accelerator: Any) -> Any:
@@ -26,8 +29,11 @@ def affordable_precision(precision: Any, accelerator: Any) -> Any:
         accelerator: The trainer's option.
 
     Raises:
-        UsageError: If it is float16 on a CPU, where Lightning would compute in something else without a word.
+        UsageError: If it is float16 on a CPU, where Lightning would compute in something else without a word, or
+            weights would be of 16 bits, which take no whole case.
     """
+    if str(precision) in _HALF_WEIGHTS:
+        raise UsageError(f"precision: found {precision}, expected weights of 32 bits; take {BF16} or 16-mixed")
     cpu = accelerator == "cpu" or (accelerator == "auto" and not _accelerated())
     if cpu and str(precision) in _FP16:
         raise UsageError(
@@ -62,3 +68,13 @@ def old_gpu() -> bool:
 
 def _accelerated() -> bool:
     return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def machine(trainer: L.Trainer) -> str:
+    """What a trainer computes on, for people; a GPU that lies idle beside the CPU is told too."""
+    device = trainer.strategy.root_device
+    if device.type != "cuda":
+        idle = Path("/dev/nvidiactl").exists() and trainer.world_size == 1 and not torch.cuda.is_available()
+        why = "; there is a GPU that torch cannot use: `organseg doctor` says why" if idle else ""
+        return f"{trainer.world_size} x {device.type}, {trainer.precision}{why}"
+    return f"{trainer.world_size} x {torch.cuda.get_device_name(device)}, {trainer.precision}"

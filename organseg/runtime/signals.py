@@ -22,5 +22,9 @@ def held_back() -> Iterator[None]:
 
 
 def keep_handlers(trainer: "L.Trainer") -> None:
-    """Let Lightning install none of its own: they save, or wait for other ranks, inside the signal, and exit with 0."""
+    """Let Lightning install none of its own: they save, or wait for other ranks, inside the signal, and exit with 0.
+
+    Nor ask all ranks before each batch whether one of them was called.
+    """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

@@ -224,3 +224,16 @@ def test_the_experiments_are_complete_and_named_after_their_run(path):
     assert data.get("label_share", 1.0) == int(share) / 100
     if dataset != "own":  # a template for the reader's data
         assert data["datasets"] == [dataset.removesuffix("3d")]
+
+
+def test_another_method_says_which_options_no_longer_hold(write, capsys):
+    first = write("one.yaml", "model: {class_path: a.A, init_args: {network: x, lr: 1}}")
+    same = write("same.yaml", "model: {class_path: a.A, init_args: {lr: 2}}")
+    other = write("two.yaml", "model: {class_path: b.B, init_args: {lr: 3}}")
+    assert config_of(expand(["fit", "--config", str(first), "--config", str(same)]))["model"]["init_args"]["lr"] == 2
+    assert not capsys.readouterr().err
+    found = config_of(expand(["fit", "--config", str(first), "--config", str(other)]))
+    assert found["model"]["init_args"] == {"lr": 3}
+    assert (
+        f"{other} has another model.class_path: network of the configs before it no longer" in capsys.readouterr().err
+    )

@@ -103,6 +103,21 @@ def test_what_was_interrupted_comes_back_and_nothing_else(
     assert len(recorded(slurm.folder)) == starts
 
 
+def test_a_requeued_job_does_not_start_anew(slurm: Slurm) -> None:
+    words = (SCRIPT, "fit", "--overwrite", "--out", "x")
+    assert slurm.submit(*words, ORGANSEG=recorder(slurm.folder, 75, 0)) == 0
+    first, second = recorded(slurm.folder)
+    assert "--overwrite" in first and [word for word in first if word != "--overwrite"] == second
+
+
+def test_a_node_with_gpus_trains_on_them_or_not_at_all(slurm: Slurm) -> None:
+    for words, option in ((("fit",), "--trainer.accelerator"), (("predict",), "--accelerator"), (("prepare",), None)):
+        more = {"ORGANSEG": recorder(slurm.folder, 0), "SLURM_GPUS_ON_NODE": "1"}
+        assert slurm.submit(SCRIPT, *words, **more) == 0
+        task = recorded(slurm.folder)[-1]
+        assert task[-2:] == [option, "gpu"] if option else "gpu" not in task
+
+
 def test_a_cancelled_job_does_not_come_back(slurm: Slurm) -> None:
     path = slurm.folder / "slow"
     path.write_text(f"#!/bin/bash\ntrap 'exit 75' TERM\ntouch {slurm.folder}/started\nsleep 60 & wait\n")

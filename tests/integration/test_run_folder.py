@@ -84,7 +84,7 @@ def test_float16_on_a_cpu_is_refused_by_all_commands(
     predict = ["predict", "--ckpt_path", last, "--input", toy / "phantoms" / "img", "--out", tmp_path / "out"]
     for words in (
         [*command, "--trainer.precision=16-mixed"],
-        [*test, "--trainer.precision=16-true"],
+        [*test, "--trainer.precision=16-mixed"],
         [*predict, "--precision=16-mixed", "--accelerator=cpu"],
     ):
         assert "on a CPU, expected one that a CPU trains in" in organseg(*words, check=2).stderr
@@ -328,6 +328,26 @@ def test_probabilities_are_those_that_decided(
         assert highest[label > 0].min() > 0.49 and highest[label == 0].max() < 0.51
 
 
+def test_a_training_begins_with_the_network_of_another(
+    finished: tuple[Path, list[object]], toy: Path, tmp_path: Path
+) -> None:
+    run, command = finished
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    fit = [*command, "--trainer.max_steps=1", "--model.init_args.optimizer.init_args.lr=1e-12", "--out"]
+    weights = load_checkpoint(checkpoint)["state_dict"]["network.head.weight"]
+    organs = ["--data.init_args.organs=[spleen,liver]"]
+    done = organseg(*fit, tmp_path / "run", "--init", checkpoint, *organs)
+    assert "begins with the network of" in done.stdout and "anew: nothing" in done.stdout
+    named = load_checkpoint(checkpoint)["organseg"]["organs"]
+    found = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]["network.head.weight"]
+    assert found.allclose(weights[[named.index(organ) for organ in ("spleen", "liver")]], atol=1e-5)
+    assert "nothing to do" in organseg(*fit, tmp_path / "run", "--init", checkpoint, *organs).stdout
+    refused = organseg(*fit, tmp_path / "run", *organs, check=4).stderr
+    assert "init: run has" in refused and "asked for nothing" in refused
+    refused = organseg(*fit, tmp_path / "other", "--ckpt_path", checkpoint, check=2).stderr
+    assert "unrecognized arguments: --ckpt_path" in refused and "--init CKPT begins with a network" in refused
+
+
 def test_a_network_of_one_s_own_predicts_when_it_is_trusted(
     finished: tuple[Path, list[object]], toy: Path, tmp_path: Path
 ) -> None:
@@ -339,6 +359,18 @@ def test_a_network_of_one_s_own_predicts_when_it_is_trusted(
     scan = toy / "phantoms" / "img" / "phantom_000.nii.gz"
     predict = ["predict", "--ckpt_path", tmp_path / "run" / "checkpoints" / "last.ckpt", "--input", scan, "--out",
                tmp_path / "out"]  # fmt: skip
+    lacking = tmp_path / "lacking.py"
+    lacking.write_text("from torch import nn\n\nclass Net(nn.Conv2d):\n    pass\n")
+    strange = (
+        "--model.init_args.network=lacking.Net",
+        "--model.init_args.network.kernel_size=1",
+        "--trust-import=lacking",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "organseg", *map(str, [*command, "--out", tmp_path / "none", *strange])],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Net has no `head`" in done.stderr, done.stderr
     for words, code in (
         ([*command, *own], 2),
         ([*command, *own, "--trust-import=mine"], 0),

@@ -1,5 +1,6 @@
 """Tasks of a job array, in any order, one of them killed and repeated: what comes out is what one process makes."""
 
+import csv
 import hashlib
 import random
 from pathlib import Path
@@ -25,19 +26,28 @@ LEARNS = (
 """Enough for a spleen: label maps of nothing but background would all be alike."""
 
 
-def fit(toy: Path, run: Path, *more: object) -> str:
-    done = organseg("fit", "--config", CONFIG, "--data.init_args.cache", toy / "cache", "--out", run, *TOY, *LEARNS,
+@pytest.fixture(scope="module")
+def cache(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """On a coarser grid than the scans'."""
+    path = tmp_path_factory.mktemp("coarser")
+    sets = [str(toy / name / "dataset.yaml") for name in ("phantoms", "btcv")]
+    assert cli.run(["prepare", *sets, "--out", str(path), "--size", "24", "--processes", "1"]) == 0
+    return path
+
+
+def fit(cache: Path, run: Path, *more: object) -> str:
+    done = organseg("fit", "--config", CONFIG, "--data.init_args.cache", cache, "--out", run, *TOY, *LEARNS,
                     "--data.init_args.datasets=[phantom]", "--data.init_args.test_datasets=[btcv]", *more)  # fmt: skip
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def trained(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that reads a copy of the cache on a local disk, and its test by one process."""
     folder = tmp_path_factory.mktemp("shards")
-    said = fit(toy, folder / "run", "--data.init_args.stage", folder / "disk")
+    said = fit(cache, folder / "run", "--data.init_args.stage", folder / "disk")
     assert "staged 11 of 11 cases" in said
-    place = place_of(toy / "cache", folder / "disk")
+    place = place_of(cache, folder / "disk")
     assert sorted(path.name for path in place.iterdir() if path.is_dir()) == ["btcv", "phantom"]
     assert cli.run(scoring(folder / "run", folder / "run")) == 0
     return folder / "run"
@@ -116,6 +126,28 @@ def test_three_predictions_one_killed_are_one(trained: Path, toy: Path, tmp_path
     for index in (*order[1:], order[0]):
         assert cli.run([*shard, f"{index}/3"]) == 0
     assert files(out, "predictions", ".") == files(tmp_path / "whole", "predictions", ".")
+    tested = sorted((trained / "test" / "predictions" / "btcv").glob("*.nii.gz"))
+    assert len(tested) == 5
+    for path in tested:  # which is scored against the truth, in the file's own geometry
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    with (trained / "test" / "cases.csv").open() as file:
+        spleens = [float(row["dsc"]) for row in csv.DictReader(file) if row["organ"] == "spleen"]
+    assert min(spleens) > 0.3
+
+
+@pytest.mark.slow
+def test_evaluate_scores_a_run_s_own_predictions_as_its_test_did(trained: Path, toy: Path, tmp_path: Path) -> None:
+    words = [
+        "evaluate",
+        toy / "btcv" / "dataset.yaml",
+        "--predictions",
+        trained / "test" / "predictions",
+        "--out",
+        tmp_path,
+    ]
+    assert cli.run([str(word) for word in words]) == 0
+    for name in ("cases.csv", "summary.csv"):
+        assert (tmp_path / name).read_bytes() == (trained / "test" / name).read_bytes()
 
 
 @pytest.mark.slow
@@ -127,8 +159,8 @@ def test_two_ranks_in_a_shard(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_copy_of_the_cache_trains_the_same_network(trained: Path, toy: Path, tmp_path: Path) -> None:
-    fit(toy, tmp_path / "run")
+def test_a_copy_of_the_cache_trains_the_same_network(trained: Path, cache: Path, tmp_path: Path) -> None:
+    fit(cache, tmp_path / "run")
     one, other = (weights(run / "checkpoints" / "last.ckpt") for run in (trained, tmp_path / "run"))
     assert one == other
     # Nor is it another run: what was begun with a copy goes on without one.

@@ -154,9 +154,19 @@ def test_a_second_request_ends_it_at_once(toy: Path, tmp_path: Path) -> None:
     fit = Fit(command(toy, tmp_path / "run", *MORE))
     wait_for(fit, fit.listens)
     fit.send(signal.SIGTERM, 0)
-    time.sleep(0.1)
+    time.sleep(2.5)
     fit.send(signal.SIGTERM, 0)
     assert fit.end(within_s=5) == -signal.SIGTERM
+
+
+def test_a_scheduler_that_says_it_twice_in_a_moment_asks_once(toy: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit = Fit(command(toy, run, *MORE, "--trainer.max_steps=1000"))
+    wait_for(fit, at_step(run, 3))
+    fit.send(signal.SIGTERM, 0)
+    time.sleep(0.05)
+    fit.send(signal.SIGTERM, 0)
+    assert fit.end(within_s=60) == 75, fit.said
 
 
 @pytest.mark.parametrize(("number", "rank", "code"), [

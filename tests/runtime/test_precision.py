@@ -26,7 +26,7 @@ def test_what_else_is_asked_for_stays(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("accelerated", [True, False])
-@pytest.mark.parametrize("asked", ["16-mixed", "16-true", "16", 16])
+@pytest.mark.parametrize("asked", ["16-mixed", "16", 16])
 def test_float16_is_for_gpus(monkeypatch, asked, accelerated):
     monkeypatch.setattr(precision, "_accelerated", lambda: accelerated)
     assert affordable_precision(asked, "gpu") == asked
@@ -35,6 +35,12 @@ def test_float16_is_for_gpus(monkeypatch, asked, accelerated):
             affordable_precision(asked, accelerator)
     if accelerated:
         assert affordable_precision(asked, "auto") == asked
+
+
+@pytest.mark.parametrize("asked", ["16-true", "bf16-true"])
+def test_weights_have_32_bits(asked):
+    with pytest.raises(UsageError, match=f"found {asked}, expected weights of 32 bits"):
+        affordable_precision(asked, "gpu")
 
 
 def test_other_ranks_say_nothing(monkeypatch, capsys):
