@@ -1,11 +1,11 @@
 """Paired tests over cases: each method or network against the first, with Holm's correction."""
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from organseg.metrics import read_case_table
+from organseg.metrics import CaseRow, read_case_table
 from organseg.metrics.statistics import PairedComparison, compare_paired, holm
 
 Known = dict[tuple[str, str], float]
@@ -16,7 +16,11 @@ Scores = dict[str, dict[Hashable, Known]]
 
 def dsc_of(run: Path) -> Known:
     """A tested run's DSC of the organs that a case has: one that it lacks gives 1 or 0, and decides all of a mean."""
-    rows = read_case_table(run / "test" / "cases.csv")
+    return known_of(read_case_table(run / "test" / "cases.csv"))
+
+
+def known_of(rows: Iterable[CaseRow]) -> Known:
+    """The same of a table's lines."""
     return {(row.organ, row.case): row.score.dsc for row in rows if row.score.outcome in ("found", "missed")}
 
 

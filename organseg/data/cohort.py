@@ -96,7 +96,7 @@ class CohortOptions:
     cache: Path
     datasets: Sequence[str] | None
     organs: Sequence[str] | None
-    fold: int
+    fold: int | None
     folds: int
     fold_seed: int
     val_share: float
@@ -118,7 +118,7 @@ def load_cohort(options: CohortOptions) -> Cohort:
     cases = learned | tested
     organs = _organs(options, learned, tested)
     patients = {key: case.header.patient for key, case in cases.items()}
-    if held:
+    if held or options.fold is None:
         parts = hold_out(patients, tested, val_share=options.val_share, seed=options.seed)
     else:
         parts = split(

@@ -182,7 +182,13 @@ class CaseDataModule(L.LightningDataModule):
         return self._whole_cases("validate") if self.cohort.val else []
 
     def test_dataloader(self) -> DataLoader[WholeCase | None]:
-        """This rank's test cases, on their files' own grids; of a shard, those that are not done yet."""
+        """This rank's test cases, on their files' own grids; of a shard, those that are not done yet.
+
+        Raises:
+            UsageError: If the run tests nobody.
+        """
+        if not self.cohort.test:
+            raise UsageError("nobody is tested with fold null; segment other scans by `predict`, score by `evaluate`")
         if self.results is None:
             return self._whole_cases("test")
         trainer = self.trainer
@@ -215,7 +221,15 @@ def _working_grid(cohort: Cohort) -> WorkingGrid:
         for header in (case.cached.header for case in cohort.train + cohort.val + cohort.test)
     }
     if len(chosen) > 1:
-        raise UsageError(f"the data sets were prepared differently (size, spacing): {sorted(map(str, chosen))}")
+        named: dict[str, str] = {}
+        for header in (case.cached.header for case in cohort.train + cohort.val + cohort.test):
+            grid = ", ".join(f"{name} {value}" for name, value in header.preprocessing.items()) or "the scans' own"
+            named.setdefault(header.key.partition("/")[0], grid)
+        listed = "; ".join(f"{name}: {grid}" for name, grid in sorted(named.items()))
+        raise UsageError(
+            f"the data sets lie on different grids ({listed}); name some in data.init_args.datasets, or prepare them "
+            "with the same --size or --spacing"
+        )
     return WorkingGrid(*chosen.pop())
 
 

@@ -26,7 +26,7 @@ class PatchDataModule(CaseDataModule):
         cache: Folder that `organseg prepare` filled, best with `--spacing`.
         datasets: Data sets in it to use; default: all.
         organs: Canonical names in channel order; default: all that the data sets label.
-        fold: The fold that is tested.
+        fold: The fold that is tested; null trains on all patients and tests nobody.
         folds: Number of folds, by patient.
         fold_seed: Draws the folds; leave it alone so that runs compare.
         val_share: Share of the training patients that validate.
@@ -47,7 +47,7 @@ class PatchDataModule(CaseDataModule):
         cache: Path,
         datasets: Sequence[str] | None = None,
         organs: Sequence[str] | None = None,
-        fold: int = 0,
+        fold: int | None = 0,
         folds: int = 5,
         fold_seed: int = 0,
         val_share: float = 0.15,

@@ -66,7 +66,7 @@ def draw_curves(curves: Curves) -> Figure | None:
     Returns:
         None if none of them was.
     """
-    rates = [name for name in curves if name == "lr" or name.startswith("lr-")]
+    rates = [name for name in curves if name in ("lr", "pace/lr") or name.startswith("lr-")]
     panels: list[Callable[[Axes], None]] = []
     if "train/loss" in curves:
         panels.append(lambda axes: _draw_loss(axes, *curves["train/loss"]))

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 
 
 class Pace(Callback):
-    """Logs `pace/samples_per_s` and `pace/data_wait` (share of the time spent waiting for batches).
+    """Logs `pace/samples_per_s`, `pace/data_wait` (share of the time spent waiting for batches) and `pace/lr`.
 
     Where no terminal shows the progress bar, it prints a line every `print_every_s` seconds instead.
     """
@@ -40,6 +40,8 @@ class Pace(Callback):
         if self.steps >= self.every_steps or now - self.window_start > self.print_every_s:
             elapsed = max(now - self.window_start, 1e-9)
             wait, speed = self.waited / elapsed, self.samples / elapsed
+            rate = float(trainer.optimizers[0].param_groups[0]["lr"])
+            pl_module.log("pace/lr", rate, rank_zero_only=True, batch_size=1)
             pl_module.log("pace/data_wait", wait, prog_bar=True, rank_zero_only=True, batch_size=1)
             pl_module.log("pace/samples_per_s", speed, prog_bar=True, rank_zero_only=True, batch_size=1)
             if now - self.printed_at > self.print_every_s and trainer.is_global_zero and not sys.stdout.isatty():

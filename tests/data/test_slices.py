@@ -272,7 +272,7 @@ def test_a_cache_of_a_spacing(tmp_path):
 def test_caches_of_two_grids_do_not_mix(tmp_path):
     make_cache(write_dataset(tmp_path / "one", 3, name="one"), tmp_path / "cache", WorkingGrid(16))
     make_cache(write_dataset(tmp_path / "two", 3, name="two", seed=9), tmp_path / "cache")
-    with pytest.raises(UsageError, match="prepared differently"):
+    with pytest.raises(UsageError, match=r"different grids \(.*: .*; .*: .*\); name some in data.init_args.datasets"):
         module(tmp_path / "cache")
 
 
