@@ -1,6 +1,7 @@
 """What `fit` does with a run folder that is there already, and what a user is told when something is wrong."""
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -353,8 +354,11 @@ def test_a_network_of_one_s_own_predicts_when_it_is_trusted(
 ) -> None:
     command = finished[1]
     module = tmp_path / "mine.py"
-    module.write_text("from organseg.networks import UNet\n\nclass Mine(UNet):\n    pass\n")
-    own = ("--model.init_args.network.class_path=mine.Mine", "--trainer.max_steps=1", "--out", tmp_path / "run")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (text,) = re.findall(r"^```python\n(.*?)^```", readme, flags=re.DOTALL | re.MULTILINE)
+    imported = tmp_path / "imported"
+    module.write_text(f"from pathlib import Path\n\nPath({str(imported)!r}).touch()\n{text}")
+    own = ("--model.init_args.network", "mine.Mine", "--trainer.max_steps=1", "--out", tmp_path / "run")
     environment = warm.environment_of({"PYTHONPATH": f"{tmp_path}"})
     scan = toy / "phantoms" / "img" / "phantom_000.nii.gz"
     predict = ["predict", "--ckpt_path", tmp_path / "run" / "checkpoints" / "last.ckpt", "--input", scan, "--out",
@@ -380,6 +384,8 @@ def test_a_network_of_one_s_own_predicts_when_it_is_trusted(
         command = [sys.executable, "-m", "organseg", *map(str, words)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == code, done.stderr
+        assert imported.exists() == (code == 0), "what nobody trusts is not even imported"
+        imported.unlink(missing_ok=True)
         if code:
             assert "--trust-import MODULE allows it" in done.stderr and "Traceback" not in done.stderr
 
