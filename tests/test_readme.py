@@ -1,16 +1,49 @@
 """The README's commands, as printed, at toy size."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 from toy import TOY, organseg
 
+from organseg import cli
+
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
 OWN_DATA = [block for block in BLOCKS if "MY_SCANS" in block or "runs/mine" in block]
 COMMANDS = [line.removeprefix("organseg ") for block in OWN_DATA for line in block.splitlines() if "organseg " in line]
+ELSEWHERE = (ROOT / "README.md").read_text().partition("\n## On a cluster\n")[2].partition("\n## ")[0]
+OTHERS = [
+    line.partition("  #")[0].strip().replace("$k", "0").replace("$name", "btcv_30_naive").replace("fold_?", "fold_0")
+    for block in BLOCKS
+    if block not in OWN_DATA and block not in ELSEWHERE
+    for line in re.split(r"\n| && ", block)
+    if line.strip().startswith("organseg ")
+]
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_every_other_command_is_understood(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(line)[1:]
+    if words[0] in ("fit", "test"):
+        if words[0] == "test":  # the config of a run that a `fit` before it has made
+            name = Path(words[2]).parent.name.replace("fold_0", "own_100_inerrant0")
+            words[2] = f"configs/experiment/{name}.yaml"
+        with pytest.raises(SystemExit) as stop:
+            cli.run([*words, "--print_config"])
+        assert stop.value.code in (0, None), words
+    else:
+        cli._parser().parse_args(words)
+    capsys.readouterr()
+
+
+def test_commands_are_found() -> None:
+    assert {shlex.split(line)[1] for line in OTHERS} >= {"fit", "test", "predict", "prepare", "evaluate", "report"}
 
 
 @pytest.mark.slow

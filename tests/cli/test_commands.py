@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import yaml
@@ -291,6 +292,49 @@ def test_an_import_that_fails_keeps_what_was_there(tmp_path, capsys):
     assert run([*words, "--overwrite"]) == 2
     assert f"{out}: case case 0: id 'case 0'" in capsys.readouterr().err
     assert out.read_bytes() == before and {path.name for path in tmp_path.iterdir()} == {"raw", "d.yaml"}
+
+
+def two_affines(path: Path) -> np.ndarray:
+    """Give a file a qform that puts it 40 mm above its sform; returns the qform."""
+    image = nibabel.load(path)
+    voxels, qform = np.asarray(image.dataobj), image.affine.copy()
+    qform[2, 3] += 40
+    again = nibabel.Nifti1Image(voxels, image.affine, image.header)
+    again.set_sform(image.affine, code=1)
+    again.set_qform(qform, code=1)
+    nibabel.save(again, path)
+    return qform
+
+
+def test_a_manifest_says_which_affine_counts(tmp_path, capsys):
+    dataset = write_dataset(tmp_path, 1)
+    sform = nibabel.load(tmp_path / "case0.nii.gz").affine
+    qform = two_affines(tmp_path / "case0.nii.gz")
+    two_affines(tmp_path / "case0_label.nii.gz")
+    words = ["prepare", str(dataset), "--processes", "1", "--out"]
+    assert run([*words, str(tmp_path / "none")]) == 3
+    assert "sform" in capsys.readouterr().err
+    text = dataset.read_text()
+    for source, affine in (("qform", qform), ("sform", sform)):
+        dataset.write_text(f"affine: {source}\n{text}")
+        assert run([*words, str(tmp_path / source)]) == 0
+        found = np.asarray(CachedCase(tmp_path / source / "tiny" / "case0.h5").header.affine)
+        assert np.allclose(found, affine)
+
+
+def test_a_manifest_says_where_files_without_an_affine_lie(tmp_path):
+    dataset = write_dataset(tmp_path, 1)
+    for name in ("case0.nii.gz", "case0_label.nii.gz"):
+        image = nibabel.load(tmp_path / name)
+        header = image.header
+        header["sform_code"] = header["qform_code"] = 0
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None, header), tmp_path / name)
+    words = ["prepare", str(dataset), "--processes", "1", "--out", str(tmp_path / "cache")]
+    assert run(words) == 3
+    dataset.write_text(f"assume_affine: true\n{dataset.read_text()}")
+    assert run(words) == 0
+    affine = np.asarray(CachedCase(tmp_path / "cache" / "tiny" / "case0.h5").header.affine)
+    assert affine[0, 0] < 0 < affine[1, 1] and affine[2, 2] > 0  # x to the left is LPS+, in RAS negative
 
 
 def test_import_of_nothing(tmp_path, capsys):

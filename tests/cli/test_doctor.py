@@ -11,6 +11,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import torch
 from synthetic import make_cache, write_dataset
 
 from organseg.cli import doctor, run
@@ -32,7 +33,10 @@ def healthy(monkeypatch):
     monkeypatch.setattr(locale, "getpreferredencoding", lambda _: "UTF-8")
     monkeypatch.setattr(socket, "gethostbyname", lambda _: "127.0.0.1")
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    for name in ("OMP_NUM_THREADS", "MASTER_ADDR", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"):
+    monkeypatch.setattr(os, "access", lambda path, mode: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    for name in ("OMP_NUM_THREADS", "MASTER_ADDR", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
 
 

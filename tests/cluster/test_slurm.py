@@ -27,9 +27,12 @@ def slurm(tmp_path: Path) -> Slurm:
 @pytest.fixture
 def two_nodes(slurm: Slurm) -> Iterator[Slurm]:
     """Nodes that reach each other over the network alone, each under a name of its own."""
-    if os.geteuid():
-        pytest.skip("network namespaces need root")
     names = [f"organseg{os.getpid()}n{n}" for n in (1, 2)]
+    try:
+        ip("netns", "add", names[0])
+        ip("netns", "delete", names[0])
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("network namespaces cannot be made here")  # not root, or a container without the right to
     hosts = [Path("/etc/netns") / name for name in names]
     try:
         for number, (name, folder) in enumerate(zip(names, hosts, strict=True), start=1):

@@ -1,6 +1,5 @@
 """Two gloo ranks and one process: the same global batches, the same loss, every case once."""
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -27,26 +26,19 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_two_ranks_train_and_test_as_one_process_does(toy: Path, tmp_path: Path) -> None:
+def test_two_ranks_train_as_one_process_does(toy: Path, tmp_path: Path) -> None:
     runs = {1: tmp_path / "one", 2: tmp_path / "two"}
+    words = ("fit", "--config", CONFIG, "--data.init_args.cache", toy / "cache", *TOY, *EXACT,
+             "--data.init_args.val_share=0.3", "--data.init_args.label_share=0.5")  # fmt: skip
     for ranks, run in runs.items():
         extra = TWO_RANKS if ranks == 2 else ()
-        organseg("fit", "--config", CONFIG, "--data.init_args.cache", toy / "cache", "--out", run, *TOY, *EXACT,
-                 "--trainer.max_steps=4", "--data.init_args.val_share=0.3", "--trainer.val_check_interval=2",
-                 "--data.init_args.label_share=0.5", *extra)  # fmt: skip
-        organseg("test", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "last.ckpt", *extra)
-    one, two = weights(runs[1]), weights(runs[2])
-    moved = 0.0
+        organseg(*words, "--out", run, "--trainer.max_steps=4", "--trainer.val_check_interval=2", *extra)
+    standing = "--model.init_args.optimizer.init_args.lr=1e-12"
+    organseg(*words, "--out", tmp_path / "begin", "--trainer.max_steps=1", standing)
+    one, two, begin = weights(runs[1]), weights(runs[2]), weights(tmp_path / "begin")
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
-        moved += float(tensor.abs().sum())
-    assert moved > 0
-    tables = []
-    for run in runs.values():
-        with (run / "test" / "cases.csv").open() as file:
-            tables.append([(row["case"], row["organ"]) for row in csv.DictReader(file)])
-    assert tables[0] == tables[1]
-    assert len(set(tables[0])) == len(tables[0])
+    assert max(float((tensor - begin[name]).abs().max()) for name, tensor in one.items()) > 1e-3
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ def command(toy: Path, run: Path, *more: str) -> list[str]:
     """A run with a checkpoint after every step, and validation in the middle."""
     words = ["fit", "--config", CONFIG, "--data.init_args.cache", toy / "cache", "--out", run, *TOY,
              f"--trainer.max_steps={STEPS}", "--checkpoint_every_s=0", "--data.init_args.val_share=0.3",
-             "--trainer.val_check_interval=5", *more]  # fmt: skip
+             "--trainer.val_check_interval=5", "--data.init_args.label_share=0.6", *more]  # fmt: skip
     return [str(word) for word in words]
 
 
@@ -44,6 +44,7 @@ def losses(run: Path) -> list[str]:
 def uninterrupted(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
     organseg(*command(toy, run), cold=True)  # another interpreter than those that are compared with it
+    assert sum(",val/dsc," in line for line in losses(run)) == 2
     return run
 
 

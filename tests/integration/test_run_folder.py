@@ -329,6 +329,27 @@ def test_probabilities_are_those_that_decided(
         assert highest[label > 0].min() > 0.49 and highest[label == 0].max() < 0.51
 
 
+def test_predict_takes_the_affine_that_it_is_told(
+    finished: tuple[Path, list[object]], toy: Path, tmp_path: Path
+) -> None:
+    scan = tmp_path / "scan.nii.gz"
+    image = nibabel.load(toy / "phantoms" / "img" / "phantom_000.nii.gz")
+    qform = image.affine.copy()
+    qform[2, 3] += 40
+    image.set_sform(image.affine, code=1)
+    image.set_qform(qform, code=1)
+    nibabel.save(image, scan)
+    words = ["predict", "--ckpt_path", finished[0] / "checkpoints" / "last.ckpt", "--input", scan, "--out"]
+    assert cli.run([*map(str, words), str(tmp_path / "none")]) == 3
+    for source, affine in (("qform", qform), ("sform", image.get_sform())):
+        assert cli.run([*map(str, words), str(tmp_path / source), "--affine", source]) == 0
+        assert np.allclose(nibabel.load(tmp_path / source / "scan.nii.gz").affine, affine)
+    image.header["sform_code"] = image.header["qform_code"] = 0
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header), scan)
+    assert cli.run([*map(str, words), str(tmp_path / "none")]) == 3
+    assert cli.run([*map(str, words), str(tmp_path / "assumed"), "--assume_affine"]) == 0
+
+
 def test_a_training_begins_with_the_network_of_another(
     finished: tuple[Path, list[object]], toy: Path, tmp_path: Path
 ) -> None:
@@ -388,6 +409,12 @@ def test_a_network_of_one_s_own_predicts_when_it_is_trusted(
         imported.unlink(missing_ok=True)
         if code:
             assert "--trust-import MODULE allows it" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_diverged_training_ends_with_7(finished: tuple[Path, list[object]], tmp_path: Path) -> None:
+    words = ("--model.init_args.optimizer.init_args.lr=1e20", "--trainer.max_steps=40")
+    done = organseg(*finished[1], *words, "--out", tmp_path / "run", check=7)
+    assert "no finite gradient in 10 steps in a row" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

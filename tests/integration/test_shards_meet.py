@@ -5,6 +5,7 @@ import hashlib
 import random
 from pathlib import Path
 
+import nibabel
 import pytest
 from rounds import TWO_RANKS, killed_at, weights
 from toy import TOY, organseg
@@ -148,6 +149,36 @@ def test_evaluate_scores_a_run_s_own_predictions_as_its_test_did(trained: Path, 
     assert cli.run([str(word) for word in words]) == 0
     for name in ("cases.csv", "summary.csv"):
         assert (tmp_path / name).read_bytes() == (trained / "test" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_mr_is_predicted_as_it_is_tested(toy: Path, tmp_path: Path) -> None:
+    """Each scan by its own normalisation, which no training set can give."""
+    manifest = (
+        (toy / "btcv" / "dataset.yaml").read_text().replace("modality: CT", f"modality: MR\nroot: {toy / 'btcv'}")
+    )
+    (tmp_path / "mr.yaml").write_text(manifest)
+    assert cli.run(["prepare", str(tmp_path / "mr.yaml"), "--out", str(tmp_path / "cache"), "--processes", "1"]) == 0
+    run = tmp_path / "run"
+    organseg("fit", "--config", CONFIG, "--data.init_args.cache", tmp_path / "cache", "--out", run, *TOY, *LEARNS,
+             "--data.init_args.datasets=[btcv]", "--data.init_args.folds=2")  # fmt: skip
+    assert cli.run(scoring(run, run)) == 0
+    tested = sorted((run / "test" / "predictions" / "btcv").glob("*.nii.gz"))
+    scans = [str(toy / "btcv" / "img" / path.name) for path in tested]
+    words = [
+        "predict",
+        "--ckpt_path",
+        str(run / "checkpoints" / "last.ckpt"),
+        "--accelerator",
+        "cpu",
+        "--input",
+        *scans,
+    ]
+    assert cli.run([*words, "--out", str(tmp_path / "out")]) == 0
+    assert tested
+    for path in tested:
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+        assert nibabel.load(path).get_fdata().any()
 
 
 @pytest.mark.slow
