@@ -38,7 +38,7 @@ def verify_checkpoint(path: Path) -> str:
     try:
         digest = sha256_of(path)
     except OSError as error:
-        raise IntegrityError(f"{path}: no readable checkpoint ({error.strerror}); check --ckpt_path") from error
+        raise IntegrityError(f"{path}: no readable checkpoint ({error.strerror}); check the path") from error
     expected = listed(path)
     if expected and digest not in expected:
         raise IntegrityError(f"{path}: damaged: its sha256 is {digest}, expected {' or '.join(expected)}")

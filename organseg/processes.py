@@ -170,8 +170,16 @@ def default_workers(ranks: int) -> int:
     Args:
         ranks: On this machine, which share its cores unless SLURM gave each its own.
     """
-    cores = int(os.environ.get("SLURM_CPUS_PER_TASK") or 0) or usable_cores() // ranks
+    own = _number_of("SLURM_CPUS_PER_TASK")
+    # A pod sees all cores of its node; the manifests say there how many are its own. 1 is torchrun's default.
+    threads = _number_of("OMP_NUM_THREADS")
+    cores = own or (min(threads, usable_cores()) if threads > 1 else usable_cores()) // ranks
     return max(2, min(_MOST_WORKERS, cores - 1))
+
+
+def _number_of(variable: str) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else 0
 
 
 def affordable_workers(wanted: int, batch_bytes: int, ranks: int, shared: Path = Path("/dev/shm")) -> int:

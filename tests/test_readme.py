@@ -29,6 +29,7 @@ def test_every_other_command_is_understood(
     line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("organseg.processes.STOP.listen", lambda *_: None)  # pytest's own signals stay
     words = shlex.split(line)[1:]
     if words[0] in ("fit", "test"):
         if words[0] == "test":  # the config of a run that a `fit` before it has made

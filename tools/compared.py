@@ -61,7 +61,7 @@ def refuse_unequal(runs: Sequence[Path], but: Sequence[str]) -> None:
 
     Args:
         runs: Their folders; those in which nothing was begun are left out.
-        but: What the keys begin with in which they may differ.
+        but: The keys in which they may differ, with all that belongs to them.
 
     Raises:
         IntegrityError: With every difference between the first run and another.
@@ -71,7 +71,7 @@ def refuse_unequal(runs: Sequence[Path], but: Sequence[str]) -> None:
         differences = [
             f"{key}: {first[1].get(key, 'nothing')} there, {found.get(key, 'nothing')} here"
             for key in sorted({*first[1], *found})
-            if first[1].get(key) != found.get(key) and not key.startswith(tuple(but))  # absent is None: other versions
+            if first[1].get(key) != found.get(key) and not _is_of(key, but)  # absent is None: other versions
         ]
         if differences:
             raise IntegrityError(
@@ -79,6 +79,11 @@ def refuse_unequal(runs: Sequence[Path], but: Sequence[str]) -> None:
                 "(--trainer.precision too, which is the machine's choice where it is not said) into another --out\n  "
                 + "\n  ".join(differences)
             )
+
+
+def _is_of(key: str, parts: Sequence[str]) -> bool:
+    """Whether a key is one of these, or an option of one."""
+    return any(key == part or key.startswith(f"{part.removesuffix('.')}.") for part in parts)
 
 
 def refuse_unequal_methods(runs: Sequence[Path], round0: Path) -> None:

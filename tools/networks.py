@@ -15,12 +15,12 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean, stdev
 
 from compared import is_finished, refuse_another_setup, refuse_unequal
-from paired import Scores, dsc_of, show_tests
+from paired import Known, Scores, all_dsc_of, dsc_of, show_tests
 
 from organseg.errors import OrgansegError
 from organseg.runtime.run_folder import DATA
@@ -66,17 +66,17 @@ def work(arguments: argparse.Namespace, more: list[str]) -> None:
             refuse_unequal_runs(arguments)
 
 
-def scores(arguments: argparse.Namespace) -> Scores:
-    """Network -> seed -> (organ, case) -> DSC, of what is finished; unknown organs left out."""
+def scores(arguments: argparse.Namespace, of: Callable[[Path], Known]) -> Scores:
+    """Network -> seed -> (organ, case) -> DSC, of what is finished."""
     found: Scores = defaultdict(dict)
     for network, seed, run in folders(arguments):
         if is_finished(run):
-            found[network][seed] = dsc_of(run)
+            found[network][seed] = of(run)
     return found
 
 
 def show(found: Scores, out: Path) -> None:
-    """DSC of each network and organ, mean and std over seeds, and the tests of the means over organs and seeds."""
+    """DSC of each network and organ, over all cases that know it; mean and std over seeds."""
     if not found:
         return
     lines = [[network, seed, *place, f"{value:.6f}"] for network, seeds in found.items()
@@ -94,7 +94,6 @@ def show(found: Scores, out: Path) -> None:
         cells = (f"{100 * fmean(values):.1f}" + (f" ({100 * stdev(values):.1f})" if len(values) > 1 else "")
                  for values in (*by_organ, means))  # fmt: skip
         print(f"| {network} | {len(seeds)} | " + " | ".join(cells) + " |")
-    show_tests(found)
 
 
 def main() -> None:
@@ -113,7 +112,10 @@ def main() -> None:
             work(arguments, more)
     except OrgansegError as error:
         parser.exit(error.exit_code, f"networks: {error}\n")
-    show(scores(arguments), arguments.out / arguments.prefix)
+    show(scores(arguments, all_dsc_of), arguments.out / arguments.prefix)
+    present = scores(arguments, dsc_of)
+    if present:
+        show_tests(present)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,12 @@ Scores = dict[str, dict[Hashable, Known]]
 """Name -> seed (or fold and seed) -> DSC."""
 
 
+def all_dsc_of(run: Path) -> Known:
+    """A tested run's DSC, also of organs that a case rightly or wrongly lacks; unknown organs left out."""
+    rows = read_case_table(run / "test" / "cases.csv")
+    return {(row.organ, row.case): row.score.dsc for row in rows if row.score.outcome != "unknown"}
+
+
 def dsc_of(run: Path) -> Known:
     """A tested run's DSC of the organs that a case has: one that it lacks gives 1 or 0, and decides all of a mean."""
     return known_of(read_case_table(run / "test" / "cases.csv"))
@@ -25,7 +31,7 @@ def known_of(rows: Iterable[CaseRow]) -> Known:
 
 
 def show_tests(found: Scores) -> None:
-    """Each against the first, over cases; p-values with Holm's correction over the others."""
+    """Each against the first, over cases and organs of both; p-values with Holm's correction over the others."""
     first = next(iter(found))
     print(
         f"\nDifference to {first} in points of DSC, over cases (mean over the organs that a case has, and over common"
@@ -55,8 +61,14 @@ def tests_of(found: Scores, organ: str | None) -> list[tuple[str, PairedComparis
     first, *others = found
     compared: dict[str, PairedComparison] = {}
     for other in others:
-        seeds = found[first].keys() & found[other].keys()
-        ours, theirs = (means_of([found[name][seed] for seed in seeds], organ) for name in (other, first))
+        seeds = sorted(found[first].keys() & found[other].keys(), key=str)
+        both = [found[first][seed].keys() & found[other][seed].keys() for seed in seeds]  # organs of both
+        ours, theirs = (
+            means_of(
+                [{key: found[name][seed][key] for key in keys} for seed, keys in zip(seeds, both, strict=True)], organ
+            )
+            for name in (other, first)
+        )
         cases = sorted(ours.keys() & theirs.keys())
         if len(cases) > 1:
             compared[other] = compare_paired([ours[case] for case in cases], [theirs[case] for case in cases])

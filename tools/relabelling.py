@@ -207,7 +207,7 @@ def scores_of(run: Run) -> Iterator[dict[str, str]]:
             means["present"].append(present)
         yield {
             **run.line,
-            "precision": run.precision,
+            "computed_in": run.precision,
             "organ": row["organ"],
             "dsc_mean": f"{float(row['dsc_mean']):.4f}",
             "dsc_present": "" if present is None else f"{present:.4f}",
@@ -235,14 +235,14 @@ def show_scores(runs: Sequence[Run], tables: Path) -> None:
     for column, title in SCORES.items():
         found: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for line in lines:
-            of = (line["dataset"], line["label_share_percent"], line["method"], line["precision"])
+            of = (line["dataset"], line["label_share_percent"], line["method"], line["computed_in"])
             if line[column]:
                 found[of][line["organ"]].append(float(line[column]))
-        print(f"\n{title}\n| data | labels | method | precision | runs | {' | '.join(organs)} |")
+        print(f"\n{title}\n| data | labels | method | computed in | runs | {' | '.join(organs)} |")
         print("|---|---|---|---|---:|" + "---:|" * len(organs))
         for (dataset, share, method, precision), scores in found.items():
             cells = (spread(scores[organ]) if scores[organ] else "" for organ in organs)
-            runs_of = len(scores[OVERALL])
+            runs_of = max(map(len, scores.values()))
             print(f"| {dataset} | {share}% | {method} | {precision} | {runs_of} | " + " | ".join(cells) + " |")
 
 
@@ -261,14 +261,16 @@ def show_rounds(runs: Sequence[Run], tables: Path) -> None:
             for row in rows_of(table):
                 rates = {rate: row[rate] and f"{float(row[rate]):.4f}" for rate in RATES}
                 counts = {name: row[name] for name in ("organ", "candidates", "added")}
-                lines.append({**run.line, "round": round_name, **counts, **rates})
+                lines.append({**run.line, "computed_in": run.precision, "round": round_name, **counts, **rates})
     if not lines:
         return
     lines = sorted_lines(lines)
     write(tables / "rounds.csv", lines)
     repeats: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for line in lines:
-        of = tuple(line[key] for key in ("dataset", "label_share_percent", "method", "round", "fold", "seed"))
+        of = tuple(
+            line[key] for key in ("dataset", "label_share_percent", "method", "computed_in", "round", "fold", "seed")
+        )
         repeats[of].append(line)
     for (*run_round, _, _), rows in repeats.items():
         added[tuple(run_round)].append(sum(int(row["added"]) > 0 for row in rows))
@@ -282,12 +284,14 @@ def show_rounds(runs: Sequence[Run], tables: Path) -> None:
         "of the method's own score: in smile raw, over p >= 0.5 (that is MCP); averaged, and from its threshold on,\n"
         "where a method has a selection."
     )
-    head = "| data | labels | method | round | organs | "
-    print(head + " | ".join(RATES) + " |\n|---|---|---|---:|---:|" + "---:|" * len(RATES))
-    for (dataset, share, method, round_name), rates in found.items():
+    head = "| data | labels | method | computed in | round | organs | "
+    print(head + " | ".join(RATES) + " |\n|---|---|---|---|---:|---:|" + "---:|" * len(RATES))
+    for (dataset, share, method, computed_in, round_name), rates in found.items():
         cells = (spread(rates[rate]) if rates[rate] else "" for rate in RATES)
-        organs = ", ".join(map(str, added[dataset, share, method, round_name]))
-        print(f"| {dataset} | {share}% | {method} | {round_name} | {organs} | " + " | ".join(cells) + " |")
+        organs = ", ".join(map(str, added[dataset, share, method, computed_in, round_name]))
+        print(
+            f"| {dataset} | {share}% | {method} | {computed_in} | {round_name} | {organs} | " + " | ".join(cells) + " |"
+        )
 
 
 def write(path: Path, lines: Sequence[dict[str, str]]) -> None:
@@ -315,8 +319,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     tables = arguments.tables or arguments.out
     for path in (tables / "results.csv", tables / "rounds.csv"):
-        if path.exists() and any(key not in line for line in rows_of(path) for key in KEYS):
-            parser.error(f"{path}: lacks a column of {', '.join(KEYS)}: of an older version; move it away")
+        if path.exists() and any(key not in line for line in rows_of(path) for key in (*KEYS, "computed_in")):
+            parser.error(f"{path}: lacks a column of {', '.join(KEYS)}, computed_in: of an older version; move it away")
     runs = list(plan(arguments))
     try:
         refuse_unequal_runs(runs)

@@ -18,8 +18,8 @@ What W&B's agent does with a trial (wandb 0.31, wandb_agent.py), and what is don
   agent gets one trial (`--count 1`), and `resume` says 75 when it was asked to stop, for a requeue.
 - SIGTERM and SIGUSR1 end the agent and leave its trial an orphan; `--forward-signals` passes on each one. But SLURM
   signals every process of a step: the trial would get the same request two or three times, and organseg ends at once
-  at the second. So `resume` makes the agent deaf to them, `trial` hears again, and a request is passed on to the trial
-  only if it did not reach a bystander as well.
+  at one that comes two seconds later. So `resume` makes the agent deaf to them, `trial` hears again, and a request is
+  passed on to the trial only if it did not reach a bystander as well.
 - Early termination is a SIGTERM, which looks like any other: the trial ends with 75. `resume` then goes on with it,
   W&B says again that it shall stop, the run notes that, and nobody resumes it any more. For the same reason runs are
   not marked as preempting: the server would offer again what it has ended itself.

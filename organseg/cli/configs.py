@@ -18,6 +18,7 @@ from organseg.errors import UsageError
 from organseg.strict_yaml import read_yaml
 
 MAX_INCLUDES = 8
+_NOT_OF_FIT = ("ckpt_path", "weights_only")
 _OPTIONS = "init_args"
 _OWNED = {"class_path": _OPTIONS, "backbone": "options"}
 """What belongs to the value of a key beside it, and goes with that."""
@@ -75,6 +76,8 @@ def expand(argv: Sequence[str]) -> list[str]:
         more = load_config(Path(path))
         _tell_dropped(config, more, path)
         config = merge(config, more)
+    if rest[:1] == ["fit"]:  # which takes no checkpoint to go on from, as older configs say with null
+        config = {key: value for key, value in config.items() if value is not None or key not in _NOT_OF_FIT}
     rest = _keep_neighbours(rest, config)
     return [*rest[:1], f"--config={yaml.safe_dump(config)}", *rest[1:]] if config else rest
 

@@ -4,7 +4,6 @@ So another tool's predictions, or a rater's labels, stand in the same table. Wha
 and has no value, whoever predicted it.
 """
 
-import contextlib
 import re
 import sys
 from argparse import Namespace
@@ -122,15 +121,26 @@ def meaning_of(folder: Path, given: Mapping[int, str], manifest: Manifest) -> Me
     if not isinstance(named, Mapping):
         raise UsageError(f"{file}: found {named!r:.40}, expected integers and organs, or --labels 1=liver 2=spleen ...")
     organs: dict[int, str] = {}
+    others: list[str] = []
     for value, name in named.items():
         if not re.fullmatch(r"0|[1-9][0-9]{0,2}", str(value)) or int(value) > 255:
             raise UsageError(f"labels: found {value!r:.40}, expected integers from 1 to 255")
-        with contextlib.nullcontext() if given else contextlib.suppress(UsageError):  # a structure without a name here
+        if not int(value) or name == BACKGROUND:
+            continue
+        try:
             organs[int(value)] = canonical(str(name), manifest.organs)
+        except UsageError:
+            if given:
+                raise
+        if organs.get(int(value)) not in manifest.organs:
+            others.append(f"{value} ({name})")
     ours = {value: organ for value, organ in organs.items() if value and organ in manifest.organs}
     if not ours:
         known, theirs = ", ".join(manifest.organs), ", ".join(map(str, named.values()))
         raise UsageError(f"{folder}: no organ in common: {theirs:.200} are predicted, {manifest.name} labels {known}")
+    if others:
+        told = ", ".join(others[:5]) + " ..." * (len(others) > 5)
+        print(f"organseg: {told}: background here; where it is a part of an organ, say so by --labels", file=sys.stderr)
     return Meaning(ours, others=True)
 
 

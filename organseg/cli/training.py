@@ -152,6 +152,8 @@ class OrgansegCLI(LightningCLI):
         self.wanted = plain(identity(config))
         self.initial = Path(config["init"]) if config.get("init") and self._fitting else None
         if self.initial:
+            if self.run_folder.path.resolve() in self.initial.resolve().parents:
+                raise UsageError(f"--init {self.initial}: lies in the run's own folder; choose another --out")
             self.wanted["init"] = verify_checkpoint(self.initial)
         for key, value in self.wanted.items():
             refused = isinstance(value, float) and not math.isfinite(value)
@@ -227,11 +229,11 @@ class OrgansegCLI(LightningCLI):
 
     # What a curriculum asks of its host.
 
-    def new_module(self, seed: int) -> SegmentationModule:
-        """A module of this config with new weights."""
+    def new_module(self, seed: int, judge: bool = False) -> SegmentationModule:
+        """A module of this config with new weights, or with those of `--init`; a judge owes nothing to others."""
         L.seed_everything(seed, verbose=False)
         module = build_module(self.config_dump["model"], self.datamodule.organs)
-        if self.initial:
+        if self.initial and not judge:
             begin_with(module, self.initial)
         return module
 

@@ -47,8 +47,8 @@ class Host(Protocol):
     identity: dict[str, Any]
     """Of the run; the curriculum's own options begin with `curriculum.`."""
 
-    def new_module(self, seed: int) -> SegmentationModule:
-        """A module with new weights."""
+    def new_module(self, seed: int, judge: bool = False) -> SegmentationModule:
+        """A module with new weights; a judge's are new also where others begin with a checkpoint's."""
 
     def new_trainer(
         self, folder: Path, seed: int, steps: int, offset: int, kind: Kind, callbacks: Sequence[Callback]
@@ -289,7 +289,7 @@ class Curriculum(Callback):
         numbers = itertools.count(1)
 
         def fresh() -> SegmentationModule:
-            return self.host.new_module(seed_of(self.host.seed, phase.index, next(numbers)))
+            return self.host.new_module(seed_of(self.host.seed, phase.index, next(numbers)), judge=True)
 
         annotated = {key: ~source.unknown_organs(key) for key in source.case_keys("fit")}
         return self.score.learner(module, fresh, annotated)

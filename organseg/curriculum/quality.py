@@ -32,7 +32,8 @@ class CaseRow:
         organ: Canonical name.
         candidates: Voxels that could have been added.
         added: Voxels that carry a pseudo-label of this organ now.
-        volume_ml: Of all that is taken for the organ, added or not: a share of it would never look too large.
+        volume_ml: Of these.
+        taken_ml: Of all that is taken for the organ, added or not: a share of it would never look too large.
         plausible: Whether an adult's organ has that volume: `yes`, `low`, `high`; `none` where nothing was added.
         pieces: Connected components of them, by faces, edges and corners.
         right: Added voxels that the hidden truth confirms; empty where nothing is hidden.
@@ -44,6 +45,7 @@ class CaseRow:
     candidates: int
     added: int
     volume_ml: float
+    taken_ml: float
     plausible: str
     pieces: int
     right: int | None
@@ -123,14 +125,15 @@ def _case_row(
     mask = voxels.label == channel + 1
     added = int(mask.sum())
     low, high = ORGANS[organ].volume_ml if organ in ORGANS else (0.0, np.inf)
-    volume = int((mask | (voxels.candidate == channel + 1)).sum()) * voxel_ml
-    plausible = "none" if not added else "low" if volume < low else "high" if volume > high else "yes"
+    volume, taken = added * voxel_ml, int((mask | (voxels.candidate == channel + 1)).sum()) * voxel_ml
+    plausible = "none" if not added else "low" if taken < low else "high" if taken > high else "yes"
     right = None if inside is None else int((mask & inside).sum())
     missing = None if inside is None else int(inside.sum())
     body = ndimage.find_objects(mask.view(np.uint8))
     pieces = int(ndimage.label(mask[body[0]], TOUCHING)[1]) if body else 0
     candidates = header.candidates[channel]
-    return CaseRow(header.key, organ, candidates, added, round(volume, 2), plausible, pieces, right, missing)
+    volumes = (round(volume, 2), round(taken, 2))
+    return CaseRow(header.key, organ, candidates, added, *volumes, plausible, pieces, right, missing)
 
 
 def _organ_row(

@@ -26,7 +26,7 @@ class PatchDataModule(CaseDataModule):
         cache: Folder that `organseg prepare` filled, best with `--spacing`.
         datasets: Data sets in it to use; default: all.
         organs: Canonical names in channel order; default: all that the data sets label.
-        fold: The fold that is tested; null trains on all patients and tests nobody.
+        fold: The fold that is tested; null tests nobody.
         folds: Number of folds, by patient.
         fold_seed: Draws the folds; leave it alone so that runs compare.
         val_share: Share of the training patients that validate.

@@ -100,9 +100,9 @@ def draw_volumes(lines: Sequence[CaseLine]) -> Figure | None:
         for number, line in enumerate(ours):
             # The golden ratio spreads equal values over the bar's height, the same way each time.
             offset = 0.5 * ((number * _GOLDEN) % 1 - 0.5)
-            for axes, value in ((volumes, line.volume_ml), (pieces, line.pieces)):
+            for axes, value in ((volumes, line.taken_ml), (pieces, line.pieces)):
                 _draw_mark(axes, value, height + offset, line)
-    for axes, name in ((volumes, "volume of all candidates (mL); bar: plausible in an adult"), (pieces, "pieces")):
+    for axes, name in ((volumes, "volume (mL); bar: plausible in an adult"), (pieces, "pieces")):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
@@ -110,7 +110,7 @@ def draw_volumes(lines: Sequence[CaseLine]) -> Figure | None:
         axes.set_xlabel(name)
         axes.grid(True, axis="x", alpha=0.25)
     plausible = [ml for organ in organs if organ in ORGANS for ml in ORGANS[organ].volume_ml]
-    seen = [line.volume_ml for line in added if line.volume_ml > 0] + plausible
+    seen = [line.taken_ml for line in added if line.taken_ml > 0] + plausible
     if seen:
         volumes.set_xlim(min(seen) / 1.5, max(seen) * 1.5)
     pieces.set_xlim(0.8, 1.5 * max(line.pieces for line in added))

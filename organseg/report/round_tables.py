@@ -47,7 +47,8 @@ class CaseLine:
         case: `<data set>/<id>`.
         organ: Canonical name.
         added: Voxels that carry a pseudo-label.
-        volume_ml: Of all candidates, added or not.
+        volume_ml: Of these.
+        taken_ml: Of all that is taken for the organ, added or not; of what was added in tables of older versions.
         plausible: `yes`, `low`, `high`, or `none` where there are none.
         pieces: Connected components of them.
         right: Voxels that the hidden truth confirms; None where no truth is hidden.
@@ -58,6 +59,7 @@ class CaseLine:
     organ: str
     added: int
     volume_ml: float
+    taken_ml: float
     plausible: str
     pieces: int
     right: int | None
@@ -162,6 +164,7 @@ def read_cases(path: Path) -> list[CaseLine]:
                 row["organ"],
                 _count(path, number, row["added"]),
                 _number(path, number, row["volume_ml"]),
+                _number(path, number, row.get("taken_ml") or row["volume_ml"]),
                 row["plausible"],
                 _count(path, number, row["pieces"]),
                 right,

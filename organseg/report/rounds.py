@@ -138,11 +138,9 @@ def flagged_table(round_tables: RoundTables) -> OrganTable | None:
     cells = []
     for line in sorted(lines, key=lambda line: (line.organ, line.case)):
         low, high = ORGANS[line.organ].volume_ml if line.organ in ORGANS else (0.0, 0.0)
-        numbers = (f"{line.volume_ml:.1f}", f"{low:g} to {high:g}", line.plausible, str(line.pieces))
+        numbers = (f"{line.taken_ml:.1f}", f"{low:g} to {high:g}", line.plausible, str(line.pieces))
         cells.append((line.organ, line.case, *numbers))
-    remarks = [
-        "Look at these cases first: what is taken for the organ, added or not, is too small or too large for an adult."
-    ]
+    remarks = ["Look at these cases first: what is taken for the organ is too small or too large for an adult."]
     head = ("organ", "case", "volume mL", "plausible mL", "volume is", "pieces")
     return OrganTable(f"Round {round_tables.index}: implausible volumes", head, cells, remarks)
 

@@ -8,12 +8,14 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
 
 from organseg.errors import UsageError
+
+if TYPE_CHECKING:  # `doctor` looks at this machine before it trusts that library
+    import lightning as L
 
 BF16 = "bf16-mixed"
 FP32 = "32-true"
@@ -70,7 +72,7 @@ def _accelerated() -> bool:
     return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
-def machine(trainer: L.Trainer) -> str:
+def machine(trainer: "L.Trainer") -> str:
     """What a trainer computes on, for people; a GPU that lies idle beside the CPU is told too."""
     device = trainer.strategy.root_device
     if device.type != "cuda":

@@ -66,7 +66,7 @@ def test_scores_by_hand_of_maps_with_the_data_set_s_integers(dataset, tmp_path, 
 
 
 @pytest.mark.parametrize("says", ["option", "file", "nnU-Net"])
-def test_integers_and_organs_of_their_own(dataset, tmp_path, says):
+def test_integers_and_organs_of_their_own(dataset, tmp_path, says, capsys):
     folder = tmp_path / "theirs"
     (folder / "tiny").mkdir(parents=True)
     theirs = np.zeros(256, np.uint8)
@@ -81,7 +81,9 @@ def test_integers_and_organs_of_their_own(dataset, tmp_path, says):
         (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "spleen": 1, "liver": 2}}))
         assert evaluate(dataset, folder) == 0
     else:
-        assert evaluate(dataset, folder, "--labels", "1=spleen", "2=liver") == 0
+        assert evaluate(dataset, folder, "--labels", "1=spleen", "2=liver", "9=background") == 0
+    if says == "file":
+        assert "3 (aorta), 9 (vertebrae_L5): background here" in capsys.readouterr().err
     found = scores(folder / "scores")
     assert {organ for _, organ in found} == {"spleen", "liver"}, "what they do not know is no miss"
     assert {row["dsc"] for row in found.values()} == {"1.0"}

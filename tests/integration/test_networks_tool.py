@@ -124,6 +124,13 @@ def test_tests_over_cases_for_each_organ(capsys: pytest.CaptureFixture[str]) -> 
     assert "3 cases cannot give less than 0.5" in shown  # twice 2 / 2 ** 3
 
 
+def test_only_organs_that_both_have_are_compared() -> None:
+    ours = {(organ, case): value for case in "ab" for organ, value in (("liver", 0.9), ("pancreas", 0.3))}
+    theirs = {("liver", case): 0.8 for case in "ab"}
+    ((_, one, _),) = paired.tests_of({"ours": {0: ours}, "theirs": {0: theirs}}, None)
+    assert one.cases == 2 and one.mean_difference == pytest.approx(-0.1)
+
+
 @pytest.mark.slow
 def test_two_networks_are_compared(toy: Path, tmp_path: Path) -> None:
     words = ("--cache", toy / "cache", "--out", tmp_path, "--prefix", "mirrored_100", "--networks", "unet", "mhsa")

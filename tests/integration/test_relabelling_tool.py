@@ -115,7 +115,7 @@ def test_an_organ_that_a_case_lacks_is_in_one_of_two_means(tmp_path: Path) -> No
     organ, mean = relabelling.scores_of(run)
     assert (organ["dsc_mean"], organ["dsc_present"], organ["absent_cases"]) == ("0.8000", "0.6000", "1")
     assert (mean["dsc_mean"], mean["dsc_present"]) == ("0.8000", "0.6000")
-    assert (organ["fold"], organ["precision"], organ["false_positives"]) == ("1", "32-true", "0")
+    assert (organ["fold"], organ["computed_in"], organ["false_positives"]) == ("1", "32-true", "0")
 
 
 def test_methods_have_the_same_network(tmp_path: Path) -> None:

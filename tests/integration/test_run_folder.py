@@ -366,6 +366,9 @@ def test_a_training_begins_with_the_network_of_another(
     assert "nothing to do" in organseg(*fit, tmp_path / "run", "--init", checkpoint, *organs).stdout
     refused = organseg(*fit, tmp_path / "run", *organs, check=4).stderr
     assert "init: run has" in refused and "asked for nothing" in refused
+    inside = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    refused = organseg(*fit, tmp_path / "run", "--overwrite", "--init", inside, check=2).stderr
+    assert "lies in the run's own folder" in refused and inside.exists()
     refused = organseg(*fit, tmp_path / "other", "--ckpt_path", checkpoint, check=2).stderr
     assert "unrecognized arguments: --ckpt_path" in refused and "--init CKPT begins with a network" in refused
 

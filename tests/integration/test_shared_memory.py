@@ -11,7 +11,7 @@ import pytest
 from rounds import weights
 from toy import TOY, organseg
 
-from organseg.processes import affordable_workers
+from organseg.processes import affordable_workers, default_workers
 
 CONFIG = Path(__file__).parents[2] / "configs" / "experiment" / "phantom_30_inerrant0.yaml"
 
@@ -22,6 +22,19 @@ def test_as_many_workers_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch, t
     assert affordable_workers(4, batch_bytes=500, ranks=2, shared=tmp_path) == 2
     assert affordable_workers(4, batch_bytes=3000, ranks=1, shared=tmp_path) == 0
     assert affordable_workers(4, batch_bytes=10**9, ranks=1, shared=tmp_path / "none") == 4
+
+
+@pytest.mark.parametrize(("slurm", "threads", "ranks", "workers"), [
+    ("", "", 1, 16), ("", "", 4, 15), ("", "", 16, 3), ("", "", 64, 2), ("8", "1", 4, 7), ("", "4", 1, 3),
+    ("", "8", 2, 3), ("", "128", 4, 15),
+])  # fmt: skip
+def test_workers_of_a_rank_where_nobody_says_how_many(
+    slurm: str, threads: str, ranks: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("organseg.processes.usable_cores", lambda: 64)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", slurm)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    assert default_workers(ranks) == workers
 
 
 @pytest.mark.slow

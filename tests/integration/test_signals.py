@@ -151,7 +151,7 @@ def test_a_request_before_the_first_step_is_not_lost(toy: Path, tmp_path: Path) 
 
 
 def test_a_second_request_ends_it_at_once(toy: Path, tmp_path: Path) -> None:
-    fit = Fit(command(toy, tmp_path / "run", *MORE))
+    fit = Fit(command(toy, tmp_path / "run", *MORE))  # which imports for seconds, before it can save
     wait_for(fit, fit.listens)
     fit.send(signal.SIGTERM, 0)
     time.sleep(2.5)

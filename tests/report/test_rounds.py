@@ -318,7 +318,7 @@ def test_other_columns_may_be_there_in_any_order(run):
 
 
 def test_a_round_that_found_nothing_is_a_table_of_zeros(run, capsys):
-    for name, row in (("cases", "toy/a,spleen,0,0,0.0,none,0,0,72"), ("organs", "spleen,1,1,0,0,,0.0,,,,,,")):
+    for name, row in (("cases", "toy/a,spleen,0,0,0.0,0.0,none,0,0,72"), ("organs", "spleen,1,1,0,0,,0.0,,,,,,")):
         path = run.table(1, name)
         path.write_text(path.read_text().splitlines()[0] + "\n" + row + "\n")
         run.table(2, name).unlink()
