@@ -36,8 +36,8 @@ def _translated(error: BaseException | None) -> OrgansegError | None:
             return UsageError(f"{said[:400]} (see `organseg doctor` for what this machine has)")
         if isinstance(cause, torch.OutOfMemoryError):
             return WorkerError(
-                f"the accelerator's memory is full ({said[:120]}): lower data.init_args.batch_size, the width "
-                "or the patch_size"
+                f"the accelerator's memory is full ({said[:120]}): train with a lower data.init_args.batch_size, width "
+                "or patch_size; predict with --accelerator cpu"
             )
         if isinstance(cause, ValueError) and _OF_OPTIMIZER.match(said):
             return UsageError(f"model.init_args.optimizer: {said}")

@@ -28,7 +28,7 @@ def segment_slices(
         probabilities: Slices [b, 1, H, W] -> probabilities [b, C, H, W].
         decide: Probabilities [b, C, Y, X] -> labels [b, Y, X].
         device: Where the network is.
-        batch_size: Slices that the network sees at a time.
+        batch_size: Slices that the network sees at a time; fewer where the device has no memory for them.
         keep: Is given (first slice, probabilities) of each slab as it completes.
 
     Returns:
@@ -36,10 +36,19 @@ def segment_slices(
     """
 
     def planes() -> Iterator[Tensor]:
-        for start in range(0, len(case.image), batch_size):
-            images = torch.from_numpy(case.normalise(case.image[start : start + batch_size])).unsqueeze(1)
+        start, size = 0, batch_size
+        while start < len(case.image):
+            images = torch.from_numpy(case.normalise(case.image[start : start + size])).unsqueeze(1)
             corners = [(start + z, 0, 0) for z in range(len(images))]
-            yield from probabilities(view_of(case, images, corners, device)).float()
+            try:
+                found = probabilities(view_of(case, images, corners, device)).float()
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size //= 2
+                continue
+            yield from found
+            start += len(images)
 
     with torch.inference_mode():
         return decided(case, planes(), decide, keep)

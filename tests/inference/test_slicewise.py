@@ -175,3 +175,24 @@ def test_the_network_is_told_where_its_slices_lie():
     centres = torch.cat([view["centre"] for view in seen])
     assert centres.shape == (20, 2, 3) and (centres[:, 0] == torch.tensor([10.0, 2, 3])).all()
     assert centres[:, 1].isnan().all()
+
+
+def test_a_device_without_memory_for_all_slices_of_a_batch_gets_fewer():
+    image = np.random.default_rng(0).normal(size=(37, 6, 5)).astype(np.float32)
+    seen = []
+
+    def small(view: View) -> torch.Tensor:
+        seen.append(len(view["image"]))
+        if seen[-1] > 5:
+            raise torch.OutOfMemoryError("full")
+        return network(view)
+
+    found = segment_slices(case_of(image), small, most, device=CPU)
+    assert (found == segment_slices(case_of(image), network, most, device=CPU)).all()
+    assert seen == [16, 8, *[4] * 9, 1]
+
+    def none(view: View) -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        segment_slices(case_of(image), none, most, device=CPU)
