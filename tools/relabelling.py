@@ -34,17 +34,25 @@ from organseg.runtime.run_folder import DATA, RunFolder
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
 METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis", "naive", "stipple0", "stipple",
-           "plain0", "plain", "inerrant_mcp", "inerrant_all", "inerrant_stipple")  # fmt: skip
+           "plain0", "plain", "inerrant_mcp", "inerrant_all", "inerrant_stipple", "pseudo_selected",
+           "pseudo_selected_drawn")  # fmt: skip
 UNSELECTED = ("threshold=0.5", "smooth_mm=0.0", "largest_piece=false", "max_volume=1000.0")
 """A selection that leaves nothing out."""
+SELECTED = ("largest_piece=true", "max_volume=1.5")
+"""A selection that asks of what is believed to look like one organ, and ranks nothing."""
 CHANGED = {
     "plain0": ("stipple0", ("--model.init_args.use=[]",)),
     "plain": ("stipple", ("--model.init_args.use=[]",)),
     "inerrant_mcp": ("inerrant", ("--curriculum.score=mcp",)),
     "inerrant_all": ("inerrant", tuple(f"--curriculum.selection.{option}" for option in UNSELECTED)),
-}
-"""One part left out: STIPPLE's schedule without a prior, with and without relabelling; INERRANT without its judges,
-ranked by the probability alone, and without its selection."""
+    "pseudo_selected": ("pseudo_labels", tuple(f"--curriculum.selection.{option}" for option in SELECTED)),
+    "pseudo_selected_drawn": ("pseudo_labels", (
+        *(f"--curriculum.selection.{option}" for option in SELECTED), "--data.init_args.draw_annotated_only=true",
+    )),
+}  # fmt: skip
+"""One part changed: STIPPLE's schedule without a prior, with and without relabelling; INERRANT without its judges,
+ranked by the probability alone, and without its selection; pseudo-labels with a selection, and drawn by organ from
+annotations only."""
 WITHOUT_ROUNDS = ("inerrant0", "naive", "stipple0", "plain0")
 FROM_ROUND0 = ("stipple0", "stipple", "inerrant_stipple", "plain0", "plain")
 ROUND0 = "round0"
