@@ -37,15 +37,7 @@ def import_command(arguments: Namespace) -> int:
     if arguments.annotated == "present":
         manifest = with_present_organs(manifest, usable_cores())
     out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.draft")
-    try:
-        write_manifest(draft, manifest)
-        load_manifest(draft)
-        draft.replace(out)
-    except UsageError as error:
-        raise UsageError(str(error).replace(str(draft), str(out))) from error
-    finally:
-        draft.unlink(missing_ok=True)
+    write_manifest(out, manifest)
     labelled = sum(case.label is not None for case in manifest.cases)
     print(f"{out}: {len(manifest.cases)} cases, {labelled} of them labelled, {len(manifest.organs)} organs")
     for organ in manifest.organs:
@@ -54,9 +46,9 @@ def import_command(arguments: Namespace) -> int:
         print(f"  {organ}: {values}, annotated in {cases} cases")
     if arguments.annotated == "all" and labelled:
         print(
-            "each organ counts as annotated in every label map, and as absent where it has no voxel there; where that"
+            "each organ counts as annotated in every label map, and as absent where it has no voxel there;\n"
+            "where that is not so: --annotated present, or `annotated: [...]` of a case"
         )
-        print("is not so: --annotated present, or `annotated: [...]` of a case")
     print(f"next: organseg check {out}")
     return 0
 

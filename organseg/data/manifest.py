@@ -17,7 +17,7 @@ from organseg.anatomy import canonical
 from organseg.batch import IGNORE
 from organseg.errors import UsageError
 from organseg.files import publish_text
-from organseg.strict_yaml import read_yaml
+from organseg.strict_yaml import parse_yaml, read_yaml
 from organseg.volumes import AffineSource
 
 MAX_BYTES = 64 << 20
@@ -99,7 +99,11 @@ def load_manifest(path: Path) -> Manifest:
     Raises:
         UsageError: With every fault found, one a line.
     """
-    document = read_yaml(path, MAX_BYTES)
+    return _manifest(path, read_yaml(path, MAX_BYTES))
+
+
+def _manifest(path: Path, document: Any) -> Manifest:
+    """What a document says that lies, or will lie, at a path."""
     if not isinstance(document, dict):
         raise UsageError(f"{path}: expected keys and values (name, modality, labels, cases), found {document!r:.40}")
     parser = _Parser(path, document)
@@ -259,7 +263,12 @@ def _text(value: Any) -> str:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write `dataset.yaml` atomically; organs annotated by default are left out of the cases."""
+    """Write `dataset.yaml` atomically; organs annotated by default are left out of the cases.
+
+    Raises:
+        UsageError: If it would not be one, with every fault found; what lies there stays.
+        StorageError: If it cannot be written.
+    """
     default = frozenset(manifest.organs)
     cases = []
     for case in manifest.cases:
@@ -290,4 +299,5 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     text = yaml.safe_dump(head, sort_keys=False) + "cases:\n"
     for entry in cases:
         text += "- " + yaml.safe_dump(entry, default_flow_style=True, width=10_000, sort_keys=False)
+    _manifest(path, parse_yaml(text, str(path)))
     publish_text(path, text)

@@ -187,8 +187,8 @@ def test_import_a_folder(tmp_path, capsys):
         "  left_kidney: 3, annotated in 1 cases",
         "  right_kidney: 5, annotated in 1 cases",
         "  spleen: 7, annotated in 1 cases",
-        "each organ counts as annotated in every label map, and as absent where it has no voxel there; where that",
-        "is not so: --annotated present, or `annotated: [...]` of a case",
+        "each organ counts as annotated in every label map, and as absent where it has no voxel there;",
+        "where that is not so: --annotated present, or `annotated: [...]` of a case",
         f"next: organseg check {out}",
     ]
     manifest = load_manifest(out)

@@ -89,6 +89,18 @@ def test_integers_and_organs_of_their_own(dataset, tmp_path, says, capsys):
     assert {row["dsc"] for row in found.values()} == {"1.0"}
 
 
+@pytest.mark.parametrize(
+    "labels", ['{"liver": 2, "spleen": 2}', '{"liver": -1}', "{}", '{"background": 0}', '{"whole": [1, 2]}']
+)
+def test_a_dataset_json_that_does_not_say_what_an_integer_is(dataset, tmp_path, capsys, labels):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    write_label_map(folder / "case0.nii.gz", make_case(0)[1])
+    (folder / "dataset.json").write_text(f'{{"labels": {labels}}}')
+    assert evaluate(dataset, folder) == 2
+    assert "dataset.json: " in capsys.readouterr().err and not (folder / "scores").exists()
+
+
 def test_what_cannot_be_scored_is_refused_and_the_rest_is_done(dataset, tmp_path, capsys):
     folder = tmp_path / "theirs"
     folder.mkdir()

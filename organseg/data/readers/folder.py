@@ -74,6 +74,8 @@ def _canonical(labels: Mapping[int, str], new_organs: Sequence[str]) -> dict[int
     known: dict[int, str] = {}
     faults: list[str] = []
     for value, name in labels.items():
+        if not value and name == BACKGROUND:
+            continue
         try:
             known[value] = BACKGROUND if name == BACKGROUND else canonical(name, new_organs)
         except UsageError as error:
@@ -122,14 +124,21 @@ def _unique(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 
 
 def organs_of_json(path: Path) -> dict[int, str]:
-    """Integers and organs of a `dataset.json`, background left out; {} where there is none."""
+    """Integers and organs of a `dataset.json`, background left out; {} where there is no such file.
+
+    Raises:
+        UsageError: If it does not say what each integer is.
+    """
     if not path.is_file():
         return {}
     try:
         raw = dict(json.loads(path.read_text())["labels"])
         # Two spellings are about: {"1": "liver"} and {"liver": 1}.
-        pairs = {int(key) if str(key).isdigit() else int(value): str(value if str(key).isdigit() else key)
-                 for key, value in raw.items()}  # fmt: skip
+        pairs = [(int(key), str(value)) if str(key).isdigit() else (int(value), str(key)) for key, value in raw.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: no readable `labels` ({error!r}); give --labels 1=liver 2=spleen ...") from error
-    return {value: organ for value, organ in pairs.items() if value > 0}
+    values = [value for value, _ in pairs]
+    if min(values, default=-1) < 0 or len(set(values)) < len(values) or not any(values):
+        found = ", ".join(f"{value} {organ}" for value, organ in pairs) or "nothing"
+        raise UsageError(f"{path}: `labels`: found {found:.200}, expected one integer an organ, each once")
+    return {value: organ for value, organ in pairs if value}
