@@ -118,17 +118,22 @@ def test_an_organ_that_a_case_lacks_is_in_one_of_two_means(tmp_path: Path) -> No
     assert (organ["fold"], organ["computed_in"], organ["false_positives"]) == ("1", "32-true", "0")
 
 
+def finished(folder: Path, identity: dict[str, object]) -> None:
+    """What a tested run leaves, as far as its setup is compared."""
+    for name in ("test", "checkpoints"):
+        (folder / name).mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"finished": True, "identity": identity}))
+    (folder / "checkpoints" / "last.ckpt.sha256").write_text("abc\n")
+    (folder / "test" / "checkpoint.sha256").write_text("abc\n")
+    (folder / "test" / "summary.csv").touch()
+
+
 def test_methods_have_the_same_network(tmp_path: Path) -> None:
     runs = [relabelling.Run(tmp_path, "btcv", 30, 0, method) for method in ("inerrant0", "naive")]
     for run, width in zip(runs, (16, 32), strict=True):
-        for folder in ("test", "checkpoints"):
-            (run.folder / folder).mkdir(parents=True)
         key = "model.init_args.network.init_args.width"
         identity = {key: width, "model.init_args.naive": run.method == "naive", "trainer.max_steps": 9}
-        (run.folder / "run.json").write_text(json.dumps({"finished": True, "identity": identity}))
-        (run.folder / "checkpoints" / "last.ckpt.sha256").write_text("abc\n")
-        (run.folder / "test" / "checkpoint.sha256").write_text("abc\n")
-        (run.folder / "test" / "summary.csv").touch()
+        finished(run.folder, identity)
     with pytest.raises(IntegrityError, match=r"width: 16 there, 32 here$"):
         relabelling.refuse_unequal_runs(runs)
 
@@ -136,12 +141,7 @@ def test_methods_have_the_same_network(tmp_path: Path) -> None:
 def test_seeds_of_other_setups_make_no_mean(tmp_path: Path) -> None:
     runs = [relabelling.Run(tmp_path, "btcv", 30, seed, "inerrant0") for seed in (0, 1)]
     for run, steps in zip(runs, (2700, 300), strict=True):
-        for folder in ("test", "checkpoints"):
-            (run.folder / folder).mkdir(parents=True)
         identity = {"seed": run.seed, "data.seed": run.seed, "data content": str(run.seed), "trainer.max_steps": steps}
-        (run.folder / "run.json").write_text(json.dumps({"finished": True, "identity": identity}))
-        (run.folder / "checkpoints" / "last.ckpt.sha256").write_text("abc\n")
-        (run.folder / "test" / "checkpoint.sha256").write_text("abc\n")
-        (run.folder / "test" / "summary.csv").touch()
+        finished(run.folder, identity)
     with pytest.raises(IntegrityError, match=r"trainer\.max_steps: 2700 there, 300 here"):
         relabelling.refuse_unequal_runs(runs)
