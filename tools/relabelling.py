@@ -34,12 +34,20 @@ from organseg.runtime.run_folder import DATA, RunFolder
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
 METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis", "naive", "stipple0", "stipple",
-           "plain0", "plain", "inerrant_mcp", "inerrant_all", "inerrant_stipple", "pseudo_selected",
-           "pseudo_selected_drawn")  # fmt: skip
+           "plain0", "plain", "inerrant_mcp", "inerrant_all", "inerrant_stipple", "inerrant_once", "inerrant_previous",
+           "inerrant_scratch", "inerrant_scratch_mcp", "inerrant_scratch_drawn", "inerrant_scratch_judges",
+           "pseudo_selected", "pseudo_selected_drawn")  # fmt: skip
 UNSELECTED = ("threshold=0.5", "smooth_mm=0.0", "largest_piece=false", "max_volume=1000.0")
 """A selection that leaves nothing out."""
 SELECTED = ("largest_piece=true", "max_volume=1.5")
 """A selection that asks of what is believed to look like one organ, and ranks nothing."""
+DRAWN = "--data.init_args.draw_annotated_only=true"
+"""An organ's batches are of slices in which a person drew it."""
+ONCE = ("--curriculum.rounds=1", "--curriculum.gamma_max=1.0", "--curriculum.round_steps=1200",
+        "--curriculum.selection.max_volume=1.5")  # fmt: skip
+"""One round that believes all that looks like an organ."""
+SCRATCH = (*ONCE, "--curriculum.start=scratch")
+"""The same, and a new network, as pseudo-labels have it."""
 CHANGED = {
     "plain0": ("stipple0", ("--model.init_args.use=[]",)),
     "plain": ("stipple", ("--model.init_args.use=[]",)),
@@ -47,12 +55,20 @@ CHANGED = {
     "inerrant_all": ("inerrant", tuple(f"--curriculum.selection.{option}" for option in UNSELECTED)),
     "pseudo_selected": ("pseudo_labels", tuple(f"--curriculum.selection.{option}" for option in SELECTED)),
     "pseudo_selected_drawn": ("pseudo_labels", (
-        *(f"--curriculum.selection.{option}" for option in SELECTED), "--data.init_args.draw_annotated_only=true",
+        *(f"--curriculum.selection.{option}" for option in SELECTED), DRAWN,
     )),
+    "inerrant_once": ("inerrant", ONCE),
+    "inerrant_previous": ("inerrant", (
+        "--curriculum.gamma_max=1.0", "--curriculum.start=previous", "--curriculum.selection.max_volume=1.5",
+    )),
+    "inerrant_scratch": ("inerrant", SCRATCH),
+    "inerrant_scratch_mcp": ("inerrant", (*SCRATCH, "--curriculum.score=mcp")),
+    "inerrant_scratch_drawn": ("inerrant", (*SCRATCH, DRAWN)),
+    "inerrant_scratch_judges": ("inerrant", (*SCRATCH, "--curriculum.score.init_args.steps=1500")),
 }  # fmt: skip
-"""One part changed: STIPPLE's schedule without a prior, with and without relabelling; INERRANT without its judges,
-ranked by the probability alone, and without its selection; pseudo-labels with a selection, and drawn by organ from
-annotations only."""
+"""STIPPLE's schedule without a prior, with and without relabelling; INERRANT without its judges, ranked by the
+probability alone, without its selection, and with other schedules; pseudo-labels with a selection, and drawn by organ
+from annotations only."""
 WITHOUT_ROUNDS = ("inerrant0", "naive", "stipple0", "plain0")
 FROM_ROUND0 = ("stipple0", "stipple", "inerrant_stipple", "plain0", "plain")
 ROUND0 = "round0"
