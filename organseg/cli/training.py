@@ -384,5 +384,8 @@ def quieten() -> None:
         ".*when using `ckpt_path`, callbacks used to create the checkpoint need.*",  # a test needs no curriculum
     ):
         warnings.filterwarnings("ignore", text)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed",
+        "lightning.pytorch.accelerators.cuda",  # CUDA_VISIBLE_DEVICES, in each phase
+    ):  # fmt: skip
         logging.getLogger(name).setLevel(logging.WARNING)

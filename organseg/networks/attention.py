@@ -11,11 +11,16 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from organseg.networks.unet import make_conv, make_norm, resize
 
 _MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
 _AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""All but cuDNN's, torch's first choice on an H100: of N % 128 = 64 tokens, as a bottleneck of 8 x 8 has, its backward
+makes NaN as soon as attention is sharp (torch 2.11 to 2.13, pytorch/pytorch#196678)."""
 
 
 def sinusoidal_positions(channels: int, size: Sequence[int], device: torch.device | None = None) -> Tensor:
@@ -83,7 +88,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     width = value.shape[-1]
     # With narrower values the fused kernels refuse, and all N x M weights would be held; zeros cost less.
     value = F.pad(value, (0, max(0, query.shape[-1] - width)))
-    return F.scaled_dot_product_attention(query, key, value)[..., :width]
+    with sdpa_kernel(_KERNELS):
+        return F.scaled_dot_product_attention(query, key, value)[..., :width]
 
 
 def attention_weights(query: Tensor, key: Tensor) -> Tensor:

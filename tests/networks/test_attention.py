@@ -96,6 +96,21 @@ def test_cross_attention_is_equation_by_equation():
         assert torch.allclose(module(high, skip), skip * z, atol=1e-6)
 
 
+def test_cudnns_kernel_is_never_chosen(monkeypatch):
+    allowed = []
+    fused = F.scaled_dot_product_attention
+
+    def recorded(*tensors):
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return fused(*tensors)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    attend(*(torch.randn(1, 2, 64, 8) for _ in range(3)))
+    assert allowed == [False]
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("value_width", [3, 6, 10])
 def test_fused_attention_agrees_with_explicit_weights(dtype, value_width):
