@@ -32,9 +32,8 @@ def options_of(method: str, steps: int, runs: Path) -> list[object]:
     options = ["--data.init_args.label_share", 0.1, "--data.init_args.batch_size", 8, "--trainer.max_steps", steps]
     if method != "inerrant":
         return options
-    return [*options, "--curriculum.round0", runs / "inerrant0", "--curriculum.rounds", 1,
-            "--curriculum.gamma_max", 1.0, "--curriculum.round_steps", steps // 3,
-            "--curriculum.score.init_args.steps", steps // 6]  # fmt: skip
+    return [*options, "--curriculum.round0", runs / "inerrant0", "--curriculum.start", "initial",
+            "--curriculum.round_steps", steps // 3]  # fmt: skip
 
 
 def main() -> None:

@@ -33,46 +33,23 @@ from organseg.metrics import OVERALL, read_case_table
 from organseg.runtime.run_folder import DATA, RunFolder
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
-METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis", "naive", "stipple0", "stipple",
-           "plain0", "plain", "inerrant_mcp", "inerrant_all", "inerrant_stipple", "inerrant_once", "inerrant_previous",
-           "inerrant_scratch", "inerrant_scratch_mcp", "inerrant_scratch_drawn", "inerrant_scratch_judges",
-           "pseudo_selected", "pseudo_selected_drawn")  # fmt: skip
-UNSELECTED = ("threshold=0.5", "smooth_mm=0.0", "largest_piece=false", "max_volume=1000.0")
-"""A selection that leaves nothing out."""
-SELECTED = ("largest_piece=true", "max_volume=1.5")
-"""A selection that asks of what is believed to look like one organ, and ranks nothing."""
-DRAWN = "--data.init_args.draw_annotated_only=true"
-"""An organ's batches are of slices in which a person drew it."""
+METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis", "inerrant_judges", "naive", "stipple0",
+           "stipple", "plain0", "plain", "inerrant_stipple", "judges_once", "mcp_once")  # fmt: skip
 ONCE = ("--curriculum.rounds=1", "--curriculum.gamma_max=1.0", "--curriculum.round_steps=1200",
-        "--curriculum.selection.max_volume=1.5")  # fmt: skip
-"""One round that believes all that looks like an organ."""
-SCRATCH = (*ONCE, "--curriculum.start=scratch")
-"""The same, and a new network, as pseudo-labels have it."""
+        "--curriculum.start=scratch", "--curriculum.selection.max_volume=1.5")  # fmt: skip
+"""INERRANT's schedule, and all that looks like an organ."""
 CHANGED = {
     "plain0": ("stipple0", ("--model.init_args.use=[]",)),
     "plain": ("stipple", ("--model.init_args.use=[]",)),
-    "inerrant_mcp": ("inerrant", ("--curriculum.score=mcp",)),
-    "inerrant_all": ("inerrant", tuple(f"--curriculum.selection.{option}" for option in UNSELECTED)),
-    "pseudo_selected": ("pseudo_labels", tuple(f"--curriculum.selection.{option}" for option in SELECTED)),
-    "pseudo_selected_drawn": ("pseudo_labels", (
-        *(f"--curriculum.selection.{option}" for option in SELECTED), DRAWN,
-    )),
-    "inerrant_once": ("inerrant", ONCE),
-    "inerrant_previous": ("inerrant", (
-        "--curriculum.gamma_max=1.0", "--curriculum.start=previous", "--curriculum.selection.max_volume=1.5",
-    )),
-    "inerrant_scratch": ("inerrant", SCRATCH),
-    "inerrant_scratch_mcp": ("inerrant", (*SCRATCH, "--curriculum.score=mcp")),
-    "inerrant_scratch_drawn": ("inerrant", (*SCRATCH, DRAWN)),
-    "inerrant_scratch_judges": ("inerrant", (*SCRATCH, "--curriculum.score.init_args.steps=1500")),
-}  # fmt: skip
-"""STIPPLE's schedule without a prior, with and without relabelling; INERRANT without its judges, ranked by the
-probability alone, without its selection, and with other schedules; pseudo-labels with a selection, and drawn by organ
-from annotations only."""
+    "judges_once": ("inerrant_judges", ONCE),
+    "mcp_once": ("inerrant_judges", (*ONCE, "--curriculum.score=mcp")),
+}
+"""STIPPLE's schedule without a prior, with and without relabelling; INERRANT's judges with INERRANT's schedule, and the
+probability in their place."""
 WITHOUT_ROUNDS = ("inerrant0", "naive", "stipple0", "plain0")
 FROM_ROUND0 = ("stipple0", "stipple", "inerrant_stipple", "plain0", "plain")
 ROUND0 = "round0"
-KEYS = ("dataset", "label_share_percent", "fold", "seed", "method")
+KEYS = ("dataset", "label_share_percent", "fold", "seed", "method", "computed_in")
 """Of the tables' lines."""
 
 
@@ -96,7 +73,7 @@ class Run:
     @property
     def line(self) -> dict[str, str]:
         """What its lines in the tables begin with."""
-        values = (self.dataset, str(self.share), str(self.fold), str(self.seed), self.method)
+        values = (self.dataset, str(self.share), str(self.fold), str(self.seed), self.method, self.precision)
         return dict(zip(KEYS, values, strict=True))
 
     @property
@@ -208,9 +185,9 @@ def sorted_lines(lines: list[dict[str, str]]) -> list[dict[str, str]]:
     """By data set, share, method, fold and seed; organs stay in their order."""
     methods = [ROUND0, *METHODS]
 
-    def place(line: dict[str, str]) -> tuple[str, int, int, int, int]:
+    def place(line: dict[str, str]) -> tuple[str, int, int, str, int, int]:
         share, fold, seed = int(line["label_share_percent"]), int(line["fold"]), int(line["seed"])
-        return line["dataset"], -share, methods.index(line["method"]), fold, seed
+        return line["dataset"], -share, methods.index(line["method"]), line["computed_in"], fold, seed
 
     return sorted(lines, key=place)
 
@@ -231,7 +208,6 @@ def scores_of(run: Run) -> Iterator[dict[str, str]]:
             means["present"].append(present)
         yield {
             **run.line,
-            "computed_in": run.precision,
             "organ": row["organ"],
             "dsc_mean": f"{float(row['dsc_mean']):.4f}",
             "dsc_present": "" if present is None else f"{present:.4f}",
@@ -285,7 +261,7 @@ def show_rounds(runs: Sequence[Run], tables: Path) -> None:
             for row in rows_of(table):
                 rates = {rate: row[rate] and f"{float(row[rate]):.4f}" for rate in RATES}
                 counts = {name: row[name] for name in ("organ", "candidates", "added")}
-                lines.append({**run.line, "computed_in": run.precision, "round": round_name, **counts, **rates})
+                lines.append({**run.line, "round": round_name, **counts, **rates})
     if not lines:
         return
     lines = sorted_lines(lines)
@@ -343,8 +319,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     tables = arguments.tables or arguments.out
     for path in (tables / "results.csv", tables / "rounds.csv"):
-        if path.exists() and any(key not in line for line in rows_of(path) for key in (*KEYS, "computed_in")):
-            parser.error(f"{path}: lacks a column of {', '.join(KEYS)}, computed_in: of an older version; move it away")
+        if path.exists() and any(key not in line for line in rows_of(path) for key in KEYS):
+            parser.error(f"{path}: lacks a column of {', '.join(KEYS)}: of an older version; move it away")
     runs = list(plan(arguments))
     try:
         refuse_unequal_runs(runs)

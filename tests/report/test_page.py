@@ -88,7 +88,8 @@ def test_experiments_with_attention_can_be_told_apart():
 
 
 def test_methods_of_relabelling_and_priors_can_be_told_apart():
-    names = ("inerrant", "smile", "pseudo_labels", "inerrant_thesis", "stipple0", "stipple", "inerrant_stipple")
+    rounds = ("inerrant", "inerrant_judges", "smile", "pseudo_labels", "inerrant_thesis")
+    names = (*rounds, "stipple0", "stipple", "inerrant_stipple")
     configs = {name: load_config(CONFIGS / "experiment" / f"btcv_30_{name}.yaml") for name in names}
     for name in ("none", "input", "coordinates", "thesis", "cross_fitted"):
         configs[name] = merge(configs["stipple0"], load_config(CONFIGS / "prior" / f"{name}.yaml"))
@@ -96,7 +97,7 @@ def test_methods_of_relabelling_and_priors_can_be_told_apart():
     assert len({tuple(page.items()) for page in pages.values()}) == len(pages)
     assert pages["smile"]["rounds: score"] == "mcp"
     assert "largest_piece False" in pages["smile"]["rounds: selection"]
-    assert pages["inerrant"]["rounds: score"] == "CrossFittedConfidence (steps 500)"
+    assert pages["inerrant_judges"]["rounds: score"] == "CrossFittedConfidence (steps 500)"
     assert "largest_piece True" in pages["inerrant"]["rounds: selection"]
     assert pages["thesis"]["prior: centring"] == "boxes"
 
