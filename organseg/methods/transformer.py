@@ -26,6 +26,7 @@ class TransformerModule(SegmentationModule):
         levels: Skips that have it, from the deepest on.
         heads: Of every attention.
         positional_encoding: Whether attention knows where its tokens are.
+        qk_norm: Keep attention from becoming too sharp to learn (beyond the thesis).
         network: Further arguments of `UTransformer`: backbone, width, depth, dims, options, block, keys.
         optimizer: Makes the optimiser from the parameters.
         lr_decay: Learning rate at the last step as a share of the first.
@@ -41,6 +42,7 @@ class TransformerModule(SegmentationModule):
         levels: int = 3,
         heads: int = 8,
         positional_encoding: bool = True,
+        qk_norm: bool = False,
         network: Mapping[str, Any] | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = adam,
         lr_decay: float = 0.1,
@@ -53,6 +55,7 @@ class TransformerModule(SegmentationModule):
             "levels": levels,
             "heads": heads,
             "positional_encoding": positional_encoding,
+            "qk_norm": qk_norm and (mhsa or mhca),
         }
 
         def attending(in_channels: int, out_channels: int) -> nn.Module:

@@ -37,6 +37,7 @@ class UTransformer(nn.Module):
         options: Further arguments of the backbone.
         block: The bottleneck's attention becomes a Transformer block, with norms, residuals and MLP.
         keys: Most keys of a cross-attention, see `MultiHeadCrossAttention`.
+        qk_norm: Keep attention from becoming too sharp to learn, see `MultiHeadSelfAttention`.
     """
 
     def __init__(
@@ -55,10 +56,14 @@ class UTransformer(nn.Module):
         options: Mapping[str, Any] | None = None,
         block: bool = False,
         keys: int | None = None,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         if backbone not in _BACKBONES:
             msg = f"backbone is {backbone!r}, expected one of {', '.join(_BACKBONES)}"
+            raise ValueError(msg)
+        if qk_norm and not (mhsa or mhca):
+            msg = "`qk_norm` is an option of attention, which is off; leave it out, or set `mhsa` or `mhca`"
             raise ValueError(msg)
         for part, present, option, given in (("mhsa", mhsa, "block", block), ("mhca", mhca, "keys", keys is not None)):
             if given and not present:
@@ -77,10 +82,11 @@ class UTransformer(nn.Module):
             raise ValueError(msg)
         if mhsa:
             bottom = TransformerBlock if block else MultiHeadSelfAttention
-            self.backbone.bottom = bottom(deepest_first[0], heads, dims, positional_encoding)
+            self.backbone.bottom = bottom(deepest_first[0], heads, dims, positional_encoding, qk_norm)
         gated = levels if mhca else 0
         for level, (high, skip) in enumerate(pairwise(deepest_first[: gated + 1])):
-            self.backbone.gates[level] = MultiHeadCrossAttention(high, skip, heads, dims, positional_encoding, keys)
+            gate = MultiHeadCrossAttention(high, skip, heads, dims, positional_encoding, keys, qk_norm)
+            self.backbone.gates[level] = gate
 
     def features(self, image: Tensor) -> Tensor:
         """What the last 1 x 1 convolution sees: [B, C, *S] -> [B, width, *S], any size."""

@@ -30,7 +30,7 @@ th:first-child, td:first-child { text-align: left; } .options td { text-align: l
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _COLUMNS = ("organ", "cases", "DSC %", "std", "DSC % without both empty", "NSD %", "HD95 mm", "ASD mm", "missed",
             "false positive", "both empty", "unknown")  # fmt: skip
-_ATTENTION = ("mhsa", "mhca", "levels", "heads", "positional_encoding")
+_ATTENTION = ("mhsa", "mhca", "levels", "heads", "positional_encoding", "qk_norm")
 """Options of chapter 5's method, by which its experiments differ."""
 _PRIOR = ("use", "cross_fitted", "bins", "smooth_mm", "floor", "centring", "position")
 """Options of STIPPLE."""

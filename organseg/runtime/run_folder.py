@@ -41,7 +41,9 @@ _FREE = {
 }  # fmt: skip
 """Options that change where and how a run computes, not what."""
 
-LATER = ("data.test_datasets", "data.draw_annotated_only", "model.init_args.cross_fitted")
+LATER = (
+    "data.test_datasets", "data.draw_annotated_only", "model.init_args.cross_fitted", "model.init_args.qk_norm",
+)  # fmt: skip
 """Options that came later, left out where they are not used: a run without them is the run that it was before."""
 
 

@@ -351,3 +351,42 @@ def test_a_block_passes_its_input_on():
     with torch.no_grad():
         assert torch.equal(module(image), image)
         assert torch.allclose(module.weights(image).sum(-1), torch.ones(1, 2, 9))
+
+
+def normed(make, *arguments):
+    torch.manual_seed(0)
+    return make(*arguments, qk_norm=True).eval()
+
+
+def test_with_normed_queries_and_keys_scores_are_cosines_times_a_factor():
+    module, image = normed(MultiHeadSelfAttention, 8, 2), torch.randn(2, 8, 3, 4)
+    tokens = to_tokens(with_positions(image))
+    query, key = (split_heads(map_(tokens), 2) for map_ in (module.query, module.key))
+    with torch.no_grad():
+        module.qk_norm.factor.copy_(torch.tensor([1.5, 3.0]).view(2, 1, 1))
+        cosines = F.cosine_similarity(query[:, :, :, None], key[:, :, None], dim=-1)
+        expected = torch.softmax(cosines * torch.tensor([1.5, 3.0]).view(2, 1, 1), dim=-1)
+        assert torch.allclose(module.weights(image), expected, atol=1e-6)
+        before = module(image)
+        module.query.weight.mul_(100)
+        module.query.bias.mul_(100)
+        assert torch.allclose(module(image), before, atol=1e-5)  # however long the queries are
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_normed_attention_agrees_with_its_weights(dtype):
+    high, skip = maps()
+    module = normed(MultiHeadCrossAttention, 8, 4, 2)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        value = module._projected(high, skip)[2].float()
+        mixed = (module.weights(high, skip) @ value).transpose(1, 2).flatten(2)
+        z = torch.sigmoid(module.norm(module.conv(mixed.transpose(1, 2).unflatten(2, high.shape[2:]))))
+        expected = F.interpolate(z.float(), skip.shape[2:], mode="bilinear", align_corners=False)
+        assert torch.allclose(module.gate(high, skip).float(), expected, atol=1e-5 if dtype == torch.float32 else 0.02)
+
+
+@pytest.mark.parametrize("module", [normed(TransformerBlock, 8, 2), normed(MultiHeadSelfAttention, 8, 2)])
+def test_the_factor_of_normed_attention_is_learned(module):
+    module(torch.randn(2, 8, 3, 4)).square().sum().backward()
+    (factor,) = [p for name, p in module.named_parameters() if name.endswith("qk_norm.factor")]
+    assert factor.grad.abs().min() > 0
