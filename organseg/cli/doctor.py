@@ -162,6 +162,8 @@ def limits() -> Iterator[Finding]:
 
 def environment() -> Iterator[Finding]:
     """Variables and settings that have surprised people. Values that may be secret are not shown."""
+    import torch
+
     encoding = locale.getpreferredencoding(False).upper()
     fine = encoding in ("UTF-8", "UTF8")
     yield Finding("encoding", encoding, "" if fine else "names of files may not be readable: export LC_ALL=C.UTF-8")
@@ -169,7 +171,7 @@ def environment() -> Iterator[Finding]:
         yield Finding("TORCH_FORCE_NO_...", "set", "it lets checkpoints run code, so that none is loaded: unset it")
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads:
-        slow = threads == "1" and usable_cores() > 1
+        slow = threads == "1" and usable_cores() > 1 and not torch.cuda.is_available()
         yield Finding("OMP_NUM_THREADS", threads, "a training on CPU uses one core: unset it" * slow)
     yield Finding("W&B key", "set" if os.environ.get("WANDB_API_KEY") else "not set (WANDB_API_KEY, or `wandb login`)")
     home = Path.home()

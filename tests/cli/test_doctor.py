@@ -128,3 +128,12 @@ def test_two_ranks_that_do_not_meet(monkeypatch):
     monkeypatch.setattr(doctor, "_RANK", "raise SystemExit('no way to the other')")
     found = doctor.two_ranks()
     assert found.found == "no way to the other" and "GLOO_SOCKET_IFNAME" in found.remedy
+
+
+def test_one_thread_is_enough_beside_a_gpu(monkeypatch):
+    """As torchrun sets it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 8)
+    for there, remedy in ((True, ""), (False, "a training on CPU uses one core: unset it")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert {finding.what: finding.remedy for finding in doctor.environment()}["OMP_NUM_THREADS"] == remedy
