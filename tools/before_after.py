@@ -6,6 +6,7 @@ test patients. Usage: python tools/before_after.py RUN_BEFORE RUN_AFTER --organs
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from organseg.cli.modules import load_module
 from organseg.report import case_file, read_config
 from organseg.report.figures import colour_of, new_figure, png, shown
 from organseg.report.overlays import fill, outline, paint, scale_bar
@@ -63,10 +63,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     config = read_config(arguments.runs[0])
-    organs = load_module(arguments.runs[0] / "checkpoints" / "last.ckpt").organs
+    folder = arguments.runs[0] / "test" / "predictions"
+    organs = list(json.loads((folder / "labels.json").read_text()).values())
     best: dict[tuple[str, str], tuple[int, tuple[ScoredCase, ScoredCase, int, int, str]]] = {}
     won: dict[str, NDArray[np.int64]] = {organ: np.zeros(2, dtype=np.int64) for organ in arguments.organs}
-    folder = arguments.runs[0] / "test" / "predictions"
     for path in sorted(folder.rglob("*.nii.gz")):
         key = f"{path.parent.name}/{path.name.removesuffix('.nii.gz')}"
         both = [load_case(case_file(run, config, key), run / path.relative_to(arguments.runs[0]), organs)
