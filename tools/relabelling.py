@@ -34,18 +34,19 @@ from organseg.runtime.run_folder import DATA, RunFolder
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
 METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis", "inerrant_judges", "naive", "stipple0",
-           "stipple", "plain0", "plain", "inerrant_stipple", "judges_once", "mcp_once")  # fmt: skip
+           "stipple", "plain0", "plain", "inerrant_stipple", "inerrant_drawn", "judges_once", "mcp_once")  # fmt: skip
 ONCE = ("--curriculum.rounds=1", "--curriculum.gamma_max=1.0", "--curriculum.round_steps=1200",
         "--curriculum.start=scratch", "--curriculum.selection.max_volume=1.5")  # fmt: skip
 """INERRANT's schedule, and all that looks like an organ."""
 CHANGED = {
     "plain0": ("stipple0", ("--model.init_args.use=[]",)),
     "plain": ("stipple", ("--model.init_args.use=[]",)),
+    "inerrant_drawn": ("inerrant", ("--data.init_args.draw_annotated_only=true",)),
     "judges_once": ("inerrant_judges", ONCE),
     "mcp_once": ("inerrant_judges", (*ONCE, "--curriculum.score=mcp")),
 }
-"""STIPPLE's schedule without a prior, with and without relabelling; INERRANT's judges with INERRANT's schedule, and the
-probability in their place."""
+"""STIPPLE's schedule without a prior, with and without relabelling; INERRANT whose draws by organ show annotations
+alone; INERRANT's judges with its schedule, and the probability in their place."""
 WITHOUT_ROUNDS = ("inerrant0", "naive", "stipple0", "plain0")
 FROM_ROUND0 = ("stipple0", "stipple", "inerrant_stipple", "plain0", "plain")
 ROUND0 = "round0"
