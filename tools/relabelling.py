@@ -28,7 +28,7 @@ from pathlib import Path
 from compared import COARSE, is_finished, refuse_another_setup, refuse_unequal, refuse_unequal_methods
 from paired import Scores, dsc_of, show_tests
 
-from organseg.errors import OrgansegError
+from organseg.errors import IntegrityError, OrgansegError
 from organseg.metrics import OVERALL, read_case_table
 from organseg.runtime.run_folder import DATA, RunFolder
 
@@ -178,12 +178,27 @@ def spread(values: Sequence[float]) -> str:
 def kept(path: Path, finished: Sequence[Run]) -> list[dict[str, str]]:
     """The lines of a table of ours about other runs than these."""
     ours = {tuple(run.line.values()) for run in finished}
+    return [line for line in known_lines(path) if tuple(line[key] for key in KEYS) not in ours]
+
+
+def known_lines(path: Path) -> list[dict[str, str]]:
+    """The lines of a table, if there is one.
+
+    Raises:
+        IntegrityError: If it is of a version with other columns or methods.
+    """
     lines = rows_of(path) if path.exists() else []
-    return [line for line in lines if tuple(line[key] for key in KEYS) not in ours]
+    lacking = sorted({key for key in KEYS for line in lines if key not in line})
+    unknown = sorted({line["method"] for line in lines if not lacking} - {ROUND0, *METHODS})
+    if lacking or unknown:
+        raise IntegrityError(
+            f"{path}: of another version: lacks the columns {lacking}, has the methods {unknown}; move it away"
+        )
+    return lines
 
 
 def sorted_lines(lines: list[dict[str, str]]) -> list[dict[str, str]]:
-    """By data set, share, method, fold and seed; organs stay in their order."""
+    """By data set, share, method, precision, fold and seed; organs stay in their order."""
     methods = [ROUND0, *METHODS]
 
     def place(line: dict[str, str]) -> tuple[str, int, int, str, int, int]:
@@ -312,18 +327,19 @@ def main() -> None:
     parser.add_argument("--shares", type=int, nargs="+", default=[30, 10], help="per cent of the labels")
     parser.add_argument("--folds", type=int, nargs="+", default=[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=["inerrant", "inerrant0", "smile", "pseudo_labels", "naive"]
+    )
     parser.add_argument("--round0-steps", type=int, default=1500)
     parser.add_argument("--tables", type=Path, help="folder of results.csv and rounds.csv; default: OUT")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this; 0: tables only")
     arguments, more = parser.parse_known_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     tables = arguments.tables or arguments.out
-    for path in (tables / "results.csv", tables / "rounds.csv"):
-        if path.exists() and any(key not in line for line in rows_of(path) for key in KEYS):
-            parser.error(f"{path}: lacks a column of {', '.join(KEYS)}: of an older version; move it away")
     runs = list(plan(arguments))
     try:
+        for table in ("results.csv", "rounds.csv"):
+            known_lines(tables / table)
         refuse_unequal_runs(runs)
         if arguments.minutes > 0:
             work(runs, arguments, more)

@@ -108,9 +108,9 @@ def _refuse_uneven(channels: int, heads: int) -> None:
 class QueryKeyNorm(nn.Module):
     """Queries and keys of unit length: their product is a cosine, times a factor that each head learns.
 
-    Without it nothing bounds the product: at a learning rate of 2e-3 it passes 100 within 40 steps, each pixel then
-    sees one other alone, and no gradient comes back. Query-key normalisation (Henry et al., EMNLP Findings 2020;
-    Dehghani et al., Scaling vision transformers to 22 billion parameters, ICML 2023).
+    Without it nothing bounds the product, and where it becomes large each pixel sees one other alone, and no gradient
+    comes back. Query-key normalisation (Henry et al., EMNLP Findings 2020; Dehghani et al., Scaling vision transformers
+    to 22 billion parameters, ICML 2023).
 
     Args:
         heads: H.

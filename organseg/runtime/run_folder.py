@@ -41,9 +41,14 @@ _FREE = {
 }  # fmt: skip
 """Options that change where and how a run computes, not what."""
 
+_NETWORKS = ("model.init_args", "model.init_args.network.init_args", "model.init_args.coarse_network.init_args")
+
 LATER = (
-    "data.test_datasets", "data.draw_annotated_only", "model.init_args.cross_fitted", "model.init_args.qk_norm",
-)  # fmt: skip
+    "data.test_datasets",
+    "data.draw_annotated_only",
+    "model.init_args.cross_fitted",
+    *(f"{network}.qk_norm" for network in _NETWORKS),
+)
 """Options that came later, left out where they are not used: a run without them is the run that it was before."""
 
 

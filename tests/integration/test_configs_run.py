@@ -183,6 +183,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "mhca_without_positions": {"bottom": "Identity", "positions": {False}},
     "mhsa_without_positions": {"gates": 0, "positions": {False}, "keys": set()},
     "nnunet": {"backbone": "NNUNet", "blocks": [1] * 5},
+    "qk_norm": {"normed": {True}},
     "residual_encoder": {"backbone": "NNUNet", "blocks": [1, 3, 4, 6, 6]},
     "transformer_block": {"bottom": "TransformerBlock"},
 }
@@ -203,6 +204,7 @@ def described(network: Any) -> dict[str, Any]:
         "heads": {part.heads for part in attention},
         "positions": {part.positional_encoding for part in attention},
         "keys": {gate.keys for gate in gates},
+        "normed": {part.qk_norm is not None for part in attention},
     }
 
 

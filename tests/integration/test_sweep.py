@@ -24,7 +24,7 @@ WIDTH = "--model.init_args.network.init_args.width=4"
 STEPS = ("--trainer.max_steps=2", "--trainer.val_check_interval=1", "--data.init_args.val_share=0.4")
 SMALLER = {
     "inerrant_bayes": (*STEPS, "--trainer.max_steps=60", "--trainer.val_check_interval=20",
-                       "--curriculum.round_steps=2", "--curriculum.score.init_args.steps=2"),
+                       "--curriculum.round_steps=2"),
     "utransformer_grid": (*STEPS, "--model.init_args.network.width=4"),
     "networks_grid": STEPS,
 }  # fmt: skip

@@ -35,6 +35,15 @@ def test_options_that_came_later_do_not_make_an_older_run_another_one() -> None:
     assert identity(later) == {**identity(CONFIG), "data.test_datasets": ["held"]}
 
 
+def test_a_networks_option_that_came_later_is_of_the_identity_where_it_is_used() -> None:
+    """Defaults of an injected network's class are part of its config."""
+    network = {"class_path": "organseg.networks.UTransformer", "init_args": {"width": 16, "qk_norm": False}}
+    later = {**CONFIG, "model": {"class_path": "M", "init_args": {"network": network, "qk_norm": False}}}
+    assert not [key for key in identity(later) if key.endswith("qk_norm")]
+    network["init_args"]["qk_norm"] = True
+    assert identity(later)["model.init_args.network.init_args.qk_norm"] is True
+
+
 def test_no_folder_is_a_new_run(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "new").record() is None
 
