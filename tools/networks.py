@@ -11,9 +11,6 @@ Unknown options, as --option=value, go to every `fit`.
 
 import argparse
 import csv
-import subprocess
-import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +18,7 @@ from statistics import fmean, stdev
 
 from compared import is_finished, refuse_another_setup, refuse_unequal
 from paired import Known, Scores, all_dsc_of, dsc_of, show_tests
+from trained import Training, train
 
 from organseg.errors import OrgansegError
 from organseg.runtime.run_folder import DATA
@@ -45,25 +43,18 @@ def refuse_unequal_runs(arguments: argparse.Namespace) -> None:
 
 def work(arguments: argparse.Namespace, more: list[str]) -> None:
     """Train and test what is not finished, while there is time to begin."""
-    end = time.monotonic() + 60 * arguments.minutes
     fits = {
-        run: ["fit", "--config", f"{CONFIGS / f'{arguments.prefix}_{network}.yaml'}", "--out", f"{run}",
+        run: ["--config", f"{CONFIGS / f'{arguments.prefix}_{network}.yaml'}", "--out", f"{run}",
               "--data.init_args.cache", f"{arguments.cache}", "--seed", f"{seed}", *more]
         for network, seed, run in folders(arguments)
     }  # fmt: skip
-    missing = [run for run in fits if not is_finished(run)]
+    missing = []
     for run, fit in fits.items():
-        if run not in missing:
-            refuse_another_setup(fit)
-    for run in missing:
-        if time.monotonic() > end:
-            print(f"no time left to begin {run}")
-            return
-        test = ["test", "--config", f"{run}/config.yaml", "--ckpt_path", f"{run}/checkpoints/last.ckpt"]
-        for words in (fits[run], test):
-            print("$ organseg " + " ".join(words), flush=True)
-            subprocess.run([sys.executable, "-m", "organseg", *words], check=True)
-            refuse_unequal_runs(arguments)
+        if is_finished(run):
+            refuse_another_setup(["fit", *fit])
+        else:
+            missing.append(Training(run, fit))
+    train(missing, arguments.minutes, arguments.jobs, lambda: refuse_unequal_runs(arguments))
 
 
 def scores(arguments: argparse.Namespace, of: Callable[[Path], Known]) -> Scores:
@@ -105,6 +96,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this; 0: tables only")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, for a GPU that one does not fill")
     arguments, more = parser.parse_known_args()
     try:
         refuse_unequal_runs(arguments)

@@ -16,9 +16,6 @@ Options that it does not know, as --option=value, go to every `fit`; those of th
 import argparse
 import csv
 import statistics
-import subprocess
-import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +24,7 @@ from pathlib import Path
 
 from compared import COARSE, is_finished, refuse_another_setup, refuse_unequal, refuse_unequal_methods
 from paired import Scores, dsc_of, show_tests
+from trained import Training, train
 
 from organseg.errors import IntegrityError, OrgansegError
 from organseg.metrics import OVERALL, read_case_table
@@ -114,12 +112,6 @@ class Run:
         return words
 
 
-def organseg(*words: str) -> None:
-    """Run one command, shown as it is typed."""
-    print("$ organseg " + " ".join(words), flush=True)
-    subprocess.run([sys.executable, "-m", "organseg", *words], check=True)
-
-
 def plan(arguments: argparse.Namespace) -> Iterator[Run]:
     """All runs, in the order in which they are wanted: seed by seed, fold by fold, the shared round 0 first."""
     for seed, fold in product(arguments.seeds, arguments.folds):
@@ -135,19 +127,15 @@ def plan(arguments: argparse.Namespace) -> Iterator[Run]:
 
 def work(runs: Sequence[Run], arguments: argparse.Namespace, more: Sequence[str]) -> None:
     """Train and test what is not finished, while there is time to begin."""
-    end = time.monotonic() + 60 * arguments.minutes
-    missing = [run for run in runs if not run.finished]
+    missing = []
     for run in runs:
-        if run not in missing:
-            refuse_another_setup(["fit", *run.fit_words(arguments.cache, arguments.round0_steps, more)])
-    for run in missing:
-        if time.monotonic() > end:
-            print(f"no time left to begin {run.folder}")
-            return
-        organseg("fit", *run.fit_words(arguments.cache, arguments.round0_steps, more))
-        checkpoint = run.folder / "checkpoints" / "last.ckpt"
-        organseg("test", "--config", f"{run.folder / 'config.yaml'}", "--ckpt_path", f"{checkpoint}")
-        refuse_unequal_runs(runs)
+        words = run.fit_words(arguments.cache, arguments.round0_steps, more)
+        if run.finished:
+            refuse_another_setup(["fit", *words])
+        else:
+            alone = run.method in (ROUND0, "inerrant0", "naive")
+            missing.append(Training(run.folder, words, None if alone else run.folder.parent / ROUND0))
+    train(missing, arguments.minutes, arguments.jobs, lambda: refuse_unequal_runs(runs))
 
 
 def refuse_unequal_runs(runs: Sequence[Run]) -> None:
@@ -333,6 +321,7 @@ def main() -> None:
     parser.add_argument("--round0-steps", type=int, default=1500)
     parser.add_argument("--tables", type=Path, help="folder of results.csv and rounds.csv; default: OUT")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this; 0: tables only")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, for a GPU that one does not fill")
     arguments, more = parser.parse_known_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     tables = arguments.tables or arguments.out

@@ -22,8 +22,9 @@ import lightning as L
 import numpy as np
 from compared import is_finished, refuse_another_setup, refuse_unequal
 from numpy.typing import NDArray
-from relabelling import ROUND0, Run, organseg, rows_of, write
+from relabelling import ROUND0, Run, rows_of, write
 from scipy import ndimage
+from trained import organseg
 
 from organseg.cli.modules import load_module
 from organseg.cli.tested import is_tested
