@@ -89,7 +89,7 @@ def draw_attention(
         padded: Size that the maps cover, see `padded_size`.
         maps: See `attention_maps`.
     """
-    figure = new_figure(_PANEL * (len(maps) + 1), 2 * _PANEL + 0.9)
+    figure = new_figure(_PANEL * (len(maps) + 1), 2 * _PANEL + 1.6)
     grid = figure.subplots(2, len(maps) + 1, squeeze=False)
     (down, across), (row, column) = view.pixel_mm, voxel[-2:]
     extent = (0.0, padded[-1] * across, padded[-2] * down, 0.0)
@@ -105,7 +105,8 @@ def draw_attention(
             )
             axes.set_xlim(0, view.image.shape[1] * across)
             axes.set_ylim(view.image.shape[0] * down, 0)
-            axes.set_title(f"{found.title}\nhighest {100 * weights.max():.2g} %", fontsize=9)
+            highest = np.format_float_positional(100 * weights.max(), precision=2, fractional=False, trim="-")
+            axes.set_title(f"{found.title}\nhighest {highest} %", fontsize=9)
         for axes in line:
             axes.plot((column + 0.5) * across, (row + 0.5) * down, "+", color="cyan", markersize=12, markeredgewidth=2)
     grid[0][0].set_title("\n".join(map(shown, view.caption.splitlines())), fontsize=9)
