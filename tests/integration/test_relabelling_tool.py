@@ -143,3 +143,18 @@ def test_seeds_of_other_setups_make_no_mean(tmp_path: Path) -> None:
         finished(run.folder, identity)
     with pytest.raises(IntegrityError, match=r"trainer\.max_steps: 2700 there, 300 here"):
         relabelling.refuse_unequal_runs(runs)
+
+
+@pytest.mark.parametrize(
+    ("head", "method", "said"),
+    [
+        ("dataset,label_share_percent,fold,seed,method,computed_in", "inerrant_mcp", r"methods \['inerrant_mcp'\]"),
+        ("dataset,label_share_percent,fold,seed,method,precision", "inerrant", r"columns \['computed_in'\]"),
+    ],
+)
+def test_a_table_of_another_version_is_refused(tmp_path: Path, head: str, method: str, said: str) -> None:
+    table = tmp_path / "results.csv"
+    assert relabelling.known_lines(table) == []
+    table.write_text(f"{head}\nbtcv,30,0,0,{method},32-true\n")
+    with pytest.raises(IntegrityError, match=said):
+        relabelling.known_lines(table)
