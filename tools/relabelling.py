@@ -4,10 +4,10 @@ Every method of a share, fold and seed has the same hidden labels and number of 
 share one round 0, which is also the coarse model of STIPPLE and what it goes on from. Each step is the command that a
 user would type; what is finished is skipped and what was stopped goes on, so that the script can be run again and
 again, with `--minutes` for as long as there is time. Tables are made of what is finished, and of what `results.csv` and
-`rounds.csv` in `--tables` have of runs that are gone: mean and standard deviation over folds and seeds, in Markdown,
-never over two precisions; then paired tests over cases against INERRANT0 and INERRANT. Folds say more than seeds: they
-are other patients. Finished runs that differ from what is asked for, or from each other in more than the method, or in
-the sum of their steps, are refused.
+`rounds.csv` in `--tables` have of runs that are gone (`cases.csv` beside them has the patients): mean and standard
+deviation over folds and seeds, in Markdown, never over two precisions; then paired tests over cases against INERRANT0
+and INERRANT. Folds say more than seeds: they are other patients. Finished runs that differ from what is asked for, or
+from each other in more than the method, or in the sum of their steps, are refused.
 
 Usage: python tools/relabelling.py --cache cache --out runs/relabelling --shares 30 10 --folds 0 1 2 --minutes 100
 Options that it does not know, as --option=value, go to every `fit`; those of the curriculum where there is one.
@@ -250,6 +250,21 @@ def show_scores(runs: Sequence[Run], tables: Path) -> None:
             print(f"| {dataset} | {share}% | {method} | {precision} | {runs_of} | " + " | ".join(cells) + " |")
 
 
+def keep_cases(runs: Sequence[Run], tables: Path) -> None:
+    """DSC of each case and organ, from which the tests can be computed again when the runs are gone."""
+    finished = [run for run in runs if run.finished]
+    lines = kept(tables / "cases.csv", finished)
+    for run in finished:
+        for row in read_case_table(run.folder / "test" / "cases.csv"):
+            outcome, dsc = row.score.outcome, row.score.dsc
+            if outcome != "unknown":
+                lines.append(
+                    {**run.line, "case": row.case, "organ": row.organ, "outcome": outcome, "dsc": f"{dsc:.4f}"}
+                )
+    if lines:
+        write(tables / "cases.csv", sorted_lines(lines))
+
+
 RATES = ("precision", "recall", "probability_auc", "score_auc", "probability_ap_success", "score_ap_success",
          "probability_ap_error", "score_ap_error")  # fmt: skip
 
@@ -327,7 +342,7 @@ def main() -> None:
     tables = arguments.tables or arguments.out
     runs = list(plan(arguments))
     try:
-        for table in ("results.csv", "rounds.csv"):
+        for table in ("results.csv", "rounds.csv", "cases.csv"):
             known_lines(tables / table)
         refuse_unequal_runs(runs)
         if arguments.minutes > 0:
@@ -337,6 +352,7 @@ def main() -> None:
     tables.mkdir(parents=True, exist_ok=True)
     show_scores(runs, tables)
     show_rounds(runs, tables)
+    keep_cases(runs, tables)
     for share in arguments.shares:
         scores: Scores = defaultdict(dict)
         for run in runs:

@@ -60,6 +60,12 @@ def test_methods_share_round_0_and_end_in_tables(toy: Path, tmp_path: Path) -> N
         rounds = list(csv.DictReader(file))
     assert {row["round"] for row in rounds} == {"1", "2"} and {row["method"] for row in rounds} == {"inerrant"}
     assert any(row["precision"] for row in rounds)
+    with (out / "cases.csv").open() as file:
+        cases = [row for row in csv.DictReader(file) if row["method"] == "inerrant" and row["organ"] == "liver"]
+    with (out / "results.csv").open() as file:
+        (liver,) = [row for row in csv.DictReader(file) if row["method"] == "inerrant" and row["organ"] == "liver"]
+    assert {row["outcome"] for row in cases} <= {"found", "missed", "both_empty", "false_positive"}
+    assert sum(float(row["dsc"]) for row in cases) / len(cases) == pytest.approx(float(liver["dsc_mean"]), abs=1e-4)
 
 
 def test_a_changed_method_is_the_other_with_what_is_changed(tmp_path: Path) -> None:
