@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
+from organseg.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Training:
@@ -41,8 +43,11 @@ def train(missing: Sequence[Training], minutes: float, jobs: int, check: Callabl
         check: Called after each command; raises where what there is cannot be compared.
 
     Raises:
+        UsageError: If no training may run at a time.
         subprocess.CalledProcessError: If a command fails: those that run go on to their end, and no other is begun.
     """
+    if jobs < 1:
+        raise UsageError(f"--jobs {jobs}: expected at least 1")
     end = time.monotonic() + 60 * minutes
     begun: dict[Path, Future[None]] = {}
     failed = Event()

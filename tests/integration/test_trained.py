@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import warm
 
+from organseg.errors import UsageError
+
 sys.path.append(str(warm.TOOLS))
 
 import trained
@@ -69,3 +71,10 @@ def test_none_is_begun_when_time_is_up(monkeypatch: pytest.MonkeyPatch, capsys: 
     commands = Commands(monkeypatch, 1)
     trained.train([Training(Path("runs/a"), ["a"])], 0, 1, lambda: None)
     assert not commands.words and "no time left to begin runs/a" in capsys.readouterr().out
+
+
+def test_no_job_at_a_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = Commands(monkeypatch, 1)
+    with pytest.raises(UsageError, match="--jobs 0: expected at least 1"):
+        trained.train([Training(Path("runs/a"), ["a"])], 1, 0, lambda: None)
+    assert not commands.words
