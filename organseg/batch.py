@@ -145,8 +145,8 @@ class Segmenter(Protocol):
     def inputs(self, view: View) -> Tensor:
         """What the network sees of a view, [B, C, *S]."""
 
-    def probabilities(self, view: View) -> Tensor:
-        """Images [B, C, *S] -> probabilities [B, C, *S], fp32."""
+    def organ_probabilities(self, view: View) -> Tensor:
+        """Images [B, C, *S] -> the organs' probabilities [B, K, *S], fp32."""
 
     def all_sum(self, sums: Tensor) -> Tensor:
         """Sum over ranks, the other ranks' part detached."""

@@ -48,6 +48,14 @@ class SlowValidation(Callback):
         time.sleep(3)
 
 
+class Astray(Callback):
+    """Rank 1 goes on from another checkpoint than the others."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if trainer.global_rank == 1:
+            next(callback for callback in trainer.callbacks if isinstance(callback, Curriculum)).resume = "another"
+
+
 class Diverge(Callback):
     """Rank 1 takes another way after its third step."""
 
@@ -101,3 +109,17 @@ class WatchedProbability(MaximumClassProbability):
             return score(view)
 
         return watched
+
+
+class SlowProbability(MaximumClassProbability):
+    """Each view of a case takes as long as a large one, and `viewed` says that one has begun."""
+
+    def scorer(self, method: Any, learner: L.LightningModule | None) -> Scorer:
+        score: Scorer = super().scorer(method, learner)
+
+        def slow(view: View) -> Tensor:
+            (folder() / "viewed").touch()
+            time.sleep(2)
+            return score(view)
+
+        return slow

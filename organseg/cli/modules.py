@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from organseg.checkpoints import load_checkpoint
 from organseg.cli.trusted import OPTION, trusted
+from organseg.curriculum import Curriculum
 from organseg.errors import IntegrityError
 from organseg.methods.base import SegmentationModule
 from organseg.volumes import Preprocessing
@@ -31,6 +32,18 @@ def build_module(model: Mapping[str, Any], organs: Sequence[str]) -> Segmentatio
     given = {**model, "init_args": {**model["init_args"], "organs": list(organs)}}
     module: SegmentationModule = parser.instantiate(parser.parse_object({"model": given})).model
     return module
+
+
+def build_curriculum(options: Mapping[str, Any]) -> Curriculum:
+    """A curriculum from its options.
+
+    Raises:
+        UsageError: If they cannot mean what they say.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--curriculum", type=Curriculum)
+    curriculum: Curriculum = parser.instantiate(parser.parse_object({"curriculum": dict(options)})).curriculum
+    return curriculum
 
 
 def load_module(path: Path) -> SegmentationModule:

@@ -6,7 +6,7 @@ from typing import Any
 
 from organseg.checkpoints import listed, load_checkpoint
 from organseg.errors import IntegrityError, UsageError
-from organseg.runtime.run_folder import DATA, LATER, RunFolder
+from organseg.runtime.run_folder import DATA, LATER, RunFolder, differing
 
 _DATA = (
     "data.datasets", "data.test_datasets", "data.organs", "data.fold", "data.folds", "data.fold_seed", "data.val_share",
@@ -50,8 +50,8 @@ def refuse_other_run(checkpoint: Path, wanted: Mapping[str, Any], content_hash: 
     ]
     differences = [
         f"{key}: trained with {found.get(key)}, asked for {wanted.get(key)}"
-        for key in (*method, *_DATA)
-        if found.get(key) != wanted.get(key)
+        for key in differing(found, wanted)
+        if key in method or key in _DATA
     ]
     if differences:
         raise IntegrityError(f"{checkpoint}: does not belong to this config\n  " + "\n  ".join(differences))

@@ -28,7 +28,7 @@ from organseg.checkpoints import verify_checkpoint
 from organseg.cli.causes import known_cause
 from organseg.cli.configs import expand
 from organseg.cli.initial import begin_with
-from organseg.cli.modules import build_module, explained, trust
+from organseg.cli.modules import build_curriculum, build_module, explained, trust
 from organseg.cli.tested import TESTED, refuse_no_result, refuse_other_run, run_of, written
 from organseg.curriculum import Curriculum
 from organseg.data.coverage import coverage
@@ -150,6 +150,8 @@ class OrgansegCLI(LightningCLI):
         self._dump_config()
         config = self.config_dump
         self.wanted = plain(identity(config))
+        if config.get("curriculum"):
+            build_curriculum(config["curriculum"])
         self.initial = Path(config["init"]) if config.get("init") and self._fitting else None
         if self.initial:
             if self.run_folder.path.resolve() in self.initial.resolve().parents:
@@ -245,8 +247,12 @@ class OrgansegCLI(LightningCLI):
         users = copy.deepcopy(given.get("callbacks") or []) if kind == "train" else []
         record, *others = self._surviving(folder, seed)
         own = [record, *callbacks, *(others if kind != "relabel" else [])]
-        changed: dict[str, Any] = {"limit_val_batches": 0} if kind == "confidence" else {}
-        return self._make_trainer(own, users, offset, max_steps=steps, **changed)
+        # A confidence network is not validated; whatever is limited else, all cases are relabelled.
+        changed: dict[str, dict[str, Any]] = {
+            "confidence": {"limit_val_batches": 0},
+            "relabel": {"limit_predict_batches": 1.0},
+        }
+        return self._make_trainer(own, users, offset, max_steps=steps, **changed.get(kind, {}))
 
     @property
     def seed(self) -> int:
@@ -277,6 +283,7 @@ class OrgansegCLI(LightningCLI):
         curriculum = self._get(self.config_init, "curriculum")
         if record:
             run.compare(record, self.wanted)
+            self.wanted.update(run.begun_with(record))
             if record["finished"] and (not curriculum or curriculum.complete(self)):
                 raise _Finished
         if self.trainer.is_global_zero:

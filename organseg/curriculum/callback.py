@@ -24,13 +24,14 @@ from organseg.batch import RelabelSource
 from organseg.checkpoints import load_checkpoint, verify_checkpoint
 from organseg.curriculum.journal import Entry, Journal, chain, digest_of
 from organseg.curriculum.phases import Kind, Phase, seed_of
-from organseg.curriculum.quality import RoundReport
-from organseg.curriculum.relabel import Relabelling, Round, StopBetweenCases
+from organseg.curriculum.quality import RoundReport, refuse_collapse
+from organseg.curriculum.relabel import Relabelling, Round, Turns, stop_if_asked
 from organseg.curriculum.scores import LearnedConfidence, MaximumClassProbability, Score
 from organseg.curriculum.selection import Selection
 from organseg.data.pseudo_labels import PSEUDO_LABELS, path_of, read_round_header
 from organseg.data.sealed import verify_sealed
-from organseg.errors import IntegrityError, NumericsError, UsageError
+from organseg.errors import IntegrityError, UsageError, WorkerError
+from organseg.files import publish_text
 from organseg.methods.base import SegmentationModule
 from organseg.runtime.checkpoint_io import newest_good, publish_copy
 from organseg.runtime.run_folder import RunFolder
@@ -72,6 +73,9 @@ class Curriculum(Callback):
         result: The `last` round's network, or that of the `best` round on the validation cases.
         selection: What may become a pseudo-label, beside the score; the default is the thesis's.
         round0: Run folder whose round 0 is taken over, if it was trained with the same config and data.
+
+    Raises:
+        UsageError: If options cannot mean what they say, alone or together.
     """
 
     def __init__(
@@ -105,6 +109,8 @@ class Curriculum(Callback):
         self.round0 = round0
         self.phase = Phase(0, 0, "train")
         self.parent = ""
+        self.resume = ""
+        self._refuse_contradictions()
 
     # The plan.
 
@@ -125,12 +131,7 @@ class Curriculum(Callback):
             return self.score.steps
         return self.round_steps if phase.round_index else round0_steps
 
-    def check(self) -> None:
-        """Refuse options that cannot mean together what they say, before anything is trained.
-
-        Raises:
-            UsageError: With the way out.
-        """
+    def _refuse_contradictions(self) -> None:
         chosen = self.selection
         if self.result == "best" and self.round0 is not None:
             raise UsageError("curriculum: `result: best` also compares round 0, which `round0` does not validate")
@@ -158,9 +159,8 @@ class Curriculum(Callback):
 
         Raises:
             IntegrityError: If a finished phase's result, or the adopted round 0, is not what it was.
-            NumericsError: If a round found no candidate of any organ.
+            NumericsError: If a round's pseudo-labels have collapsed.
         """
-        self.check()
         self.host, self.data, self.folder = host, data, host.run_folder.path
         if host.round0_steps < 1:
             raise UsageError("training is counted in optimiser steps: set `--trainer.max_steps`, that of round 0")
@@ -198,15 +198,15 @@ class Curriculum(Callback):
         """Run one phase; returns its results' digests, and the validation score where it is asked for."""
         seed = seed_of(self.host.seed, phase.index)
         module = self.host.new_module(seed)
-        outputs: int = module.network.head.weight.shape[0]
-        if outputs != len(module.organs):
-            raise UsageError(
-                f"curriculum: relabelling needs one probability an organ, {type(module).__name__} has {outputs} for "
-                f"{len(module.organs)} organs; PartialLabelModule trains the same networks (model.init_args.network)"
-            )
         steps = self.steps_of(phase, self.host.round0_steps)
         folder = self.folder / phase.name
-        more: list[Callback] = [self, *([StopBetweenCases()] if phase.kind == "relabel" else [])]
+        resume, problems = (None, []) if self.host.fresh else newest_good(folder / "checkpoints")
+        self.resume = verify_checkpoint(resume) if resume else ""
+        for problem in problems:
+            print(f"organseg: warning: {problem}; going on from an older checkpoint", file=sys.stderr)
+        more: list[Callback] = [self]
+        if phase.kind == "relabel":
+            more.append(Turns(len(source.case_keys("predict"))))
         self.trainer = self.host.new_trainer(folder, seed, max(steps, 1), offset, phase.kind, more)
         if self.result == "best" and phase.kind == "train" and not self.trainer.limit_val_batches:
             raise UsageError("curriculum: `result: best` needs validations; drop trainer.limit_val_batches")
@@ -225,9 +225,6 @@ class Curriculum(Callback):
             module.lr_share = self.lr_share
         elif phase.round_index:
             module.afresh = True
-        resume, problems = (None, []) if self.host.fresh else newest_good(folder / "checkpoints")
-        for problem in problems:
-            print(f"organseg: warning: {problem}; going on from an older checkpoint", file=sys.stderr)
         self.trainer.fit(trained, datamodule=self.data, ckpt_path=resume, weights_only=True)
         score = None
         if phase.kind == "train" and self.result == "best":
@@ -263,6 +260,7 @@ class Curriculum(Callback):
             before,
             self.selection,
             source.mean_volumes_ml(),
+            frozenset(source.case_keys("fit")),
         )
         relabelling = Relabelling(module, learner, self.score.scorer(module, learner), task)
         self.trainer.predict(relabelling, datamodule=self.data, return_predictions=False)
@@ -273,14 +271,10 @@ class Curriculum(Callback):
         for header in headers:
             if self.trainer.is_global_zero:
                 report.add(header)
-            self.trainer.strategy.barrier("a case is reported")  # many cases take longer than ranks wait for each other
+            stop_if_asked(self.trainer)  # after each: many cases take longer than ranks wait for each other
         if self.trainer.is_global_zero:
             report.write()
-        if not any(any(header.candidates) for header in headers):
-            raise NumericsError(
-                f"round {t}: the network finds no candidate of any unlabelled organ; train round 0 longer "
-                "(trainer.max_steps), or look at its predictions first"
-            )
+        refuse_collapse(headers, source)
         files = [path_of(task.folder, key) for key in keys]
         return {str(path.relative_to(self.folder)): _digest(path) for path in files}
 
@@ -351,13 +345,18 @@ class Curriculum(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """The first moment at which ranks can talk: all must be at the same place."""
-        mine = (self.phase.name, self.parent)
+        mine = (self.phase.name, self.parent, self.resume)
         agreed = trainer.strategy.broadcast(mine) == mine
         if not trainer.strategy.reduce_boolean_decision(agreed):
-            raise IntegrityError(f"{self.folder}: the ranks disagree about the next phase; is the folder shared?")
+            raise WorkerError(
+                f"{self.folder}: the ranks disagree about the next phase or its checkpoint; is the folder shared?"
+            )
         if self.adopted and trainer.is_global_zero:
             assert self.round0 is not None
             publish_copy(_round0_of(self.round0), self.folder / next(iter(self.adopted.outputs)))
+            for note in self.round0.glob("prior/[!.]*"):  # what it was begun with, and where its organs are
+                (self.folder / "prior").mkdir(exist_ok=True)
+                publish_text(self.folder / "prior" / note.name, note.read_text())
             self.journal.append(self.adopted)
         if self.adopted:
             trainer.strategy.barrier("round 0 is taken over")

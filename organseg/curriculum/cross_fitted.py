@@ -51,8 +51,8 @@ class CrossFittedConfidence(Score):
         judges = learner
 
         def score(view: View) -> Tensor:
-            probs = method.probabilities(view)
-            others = judges.first.probabilities(view) + judges.second.probabilities(view)
+            probs = method.organ_probabilities(view)
+            others = judges.first.organ_probabilities(view) + judges.second.organ_probabilities(view)
             return torch.cat([probs, (probs + others) / 3], dim=1)
 
         return score

@@ -4,7 +4,9 @@ Candidates are found slab by slab and kept as index, organ, score and probabilit
 volumes (11 bytes a voxel), whatever the number of organs. It is written at once; what is there is not made again.
 """
 
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from organseg.batch import Segmenter, WholeCase
+from organseg.batch import Segmenter, View, WholeCase
 from organseg.curriculum.scores import Scorer
 from organseg.curriculum.selection import Selection, choose
-from organseg.data.pseudo_labels import PseudoLabels, RoundHeader, exists, read_pseudo_labels, write_pseudo_labels
-from organseg.errors import Interrupted
+from organseg.data.pseudo_labels import (
+    PseudoLabels,
+    RoundHeader,
+    exists,
+    merge,
+    read_pseudo_labels,
+    write_pseudo_labels,
+)
+from organseg.errors import IntegrityError, Interrupted
 from organseg.processes import STOP
 
 _PROVENANCE = ("label", "round", "score", "probability")
@@ -38,6 +47,7 @@ class Round:
         before: Folder of the round whose additions stay; None where pseudo-labels are replaced.
         selection: What may become a pseudo-label.
         mean_ml: Mean volume of each organ in the cases that annotate it; NaN where none does.
+        training: Keys of the training cases; no other is relabelled.
     """
 
     index: int
@@ -47,6 +57,7 @@ class Round:
     before: Path | None
     selection: Selection
     mean_ml: tuple[float, ...]
+    training: Collection[str]
 
 
 class Candidates:
@@ -115,16 +126,38 @@ class Relabelling(L.LightningModule):
         self.task = task
 
     def predict_step(self, case: WholeCase | None, batch_idx: int) -> None:
-        """Publish one case's pseudo-labels, unless they are there; None is a turn without a case."""
-        if case is None or exists(self.task.folder, case.key, self.task.made_by):
+        """Publish one case's pseudo-labels, unless they are there; None is a turn without a case.
+
+        Raises:
+            IntegrityError: If the case must not be relabelled.
+        """
+        if case is None:
+            return
+        task = self.task
+        if case.key not in task.training or case.annotated.all():
+            raise IntegrityError(
+                f"{case.key}: found among the cases to relabel, expected training cases that lack an organ; the data "
+                "module must give no others"
+            )
+        if exists(task.folder, case.key, task.made_by):
             return
         assert case.truth is not None
-        before = read_pseudo_labels(self.task.before, case.key) if self.task.before else None
-        label = case.truth if before is None else np.where(case.truth == 0, before.label, case.truth)
-        candidates = Candidates(label, ~case.annotated, case.spacing, self.task.selection.threshold)
-        self.method.sweep(case, self.scorer, _nothing, candidates.add)
-        voxels, header = select(candidates, before, self.task, case.key, self.method.organs)
-        write_pseudo_labels(self.task.folder, header, voxels)
+        # Of the round before, the label alone is held while the network runs.
+        label = merge(case.truth, read_pseudo_labels(task.before, case.key).label) if task.before else case.truth
+        candidates = Candidates(label, ~case.annotated, case.spacing, task.selection.threshold)
+        try:
+            self.method.sweep(case, self._outputs, _nothing, candidates.add)
+        except Interrupted:
+            return  # the ranks stop together, after this turn
+        before = read_pseudo_labels(task.before, case.key) if task.before else None
+        voxels, header = select(candidates, before, task, case.key, self.method.organs)
+        write_pseudo_labels(task.folder, header, voxels)
+
+    def _outputs(self, view: View) -> Tensor:
+        """Probabilities and scores, unless a signal asks to stop: a case may take longer than whoever asked waits."""
+        if STOP.asked:
+            raise Interrupted
+        return self.scorer(view)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Whole cases stay where they are: their slabs travel."""
@@ -172,12 +205,35 @@ def select(
     return voxels, header
 
 
-class StopBetweenCases(L.Callback):
-    """Turns a signal during relabelling into `Interrupted`, on all ranks after the same turn."""
+def stop_if_asked(trainer: L.Trainer) -> None:
+    """Turn a signal to any rank into `Interrupted` on all of them; ranks wait for each other here.
+
+    Raises:
+        Interrupted: If there was one.
+    """
+    if trainer.strategy.reduce_boolean_decision(STOP.asked, all=False):
+        raise Interrupted(
+            "stopped by a signal while relabelling; the same command goes on with the cases that are left"
+        )
+
+
+class Turns(L.Callback):
+    """After each turn ranks agree whether to stop; where no terminal shows the progress, a line now and then says it.
+
+    Args:
+        cases: To relabel, on all ranks.
+        print_every_s: Seconds between two lines.
+    """
+
+    def __init__(self, cases: int, print_every_s: float = 30.0) -> None:
+        self.cases = cases
+        self.print_every_s = print_every_s
+        self.printed_at = time.monotonic()
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen to signals."""
+        """Listen to signals, and start the clock."""
         STOP.listen()
+        self.printed_at = time.monotonic()
 
     def on_predict_batch_end(
         self,
@@ -188,6 +244,10 @@ class StopBetweenCases(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Agree after each turn."""
-        if trainer.strategy.reduce_boolean_decision(STOP.asked, all=False):
-            raise Interrupted("stopped by a signal while relabelling; the same command goes on with the next case")
+        """Agree, then print if it is time."""
+        stop_if_asked(trainer)
+        now = time.monotonic()
+        if now - self.printed_at > self.print_every_s and trainer.is_global_zero and not sys.stdout.isatty():
+            done = min((batch_idx + 1) * trainer.world_size, self.cases)
+            print(f"relabelled {done} of {self.cases} cases", flush=True)
+            self.printed_at = now

@@ -61,7 +61,7 @@ class MaximumClassProbability(Score):
         """Probabilities are their own scores."""
 
         def score(view: View) -> Tensor:
-            probs = method.probabilities(view)
+            probs = method.organ_probabilities(view)
             return torch.cat([probs, probs], dim=1)
 
         return score
@@ -72,9 +72,8 @@ class LearnedConfidence(Score):
 
     Args:
         mode: `fine-tune` trains a copy of the network's features with the head, `frozen` the head alone.
-        over: What it learns to judge: `positives`, the organs that the network predicts, as candidates are; or `known`,
-            every decision whose truth is known (thesis). Of these nearly all are easy background, and a candidate that
-            looks like background is then trusted more than one that looks like an organ.
+        over: What it learns to judge: `known`, every decision whose truth is known (thesis), of which nearly all are
+            easy background; or `positives`, the organs that the network predicts, as candidates are.
         hidden: Channels of the head's 3 x 3 convolutions.
         steps: Optimiser steps of its training in each round.
         lr: Where its learning rate starts.
@@ -84,7 +83,7 @@ class LearnedConfidence(Score):
     def __init__(
         self,
         mode: Literal["fine-tune", "frozen"] = "fine-tune",
-        over: Literal["positives", "known"] = "positives",
+        over: Literal["known", "positives"] = "known",
         hidden: Sequence[int] = (400, 120, 64, 64),
         steps: int = 1000,
         lr: float = 1e-4,
@@ -155,14 +154,14 @@ class ConfidenceModule(L.LightningModule):
 
     def probabilities_and_confidence(self, view: View) -> tuple[Tensor, Tensor]:
         """What relabelling needs of a batch, in the trainer's precision."""
-        probs = self.method.probabilities(view)
+        probs = self.method.organ_probabilities(view)
         with self.trainer.precision_plugin.forward_context():
             return probs, self.confidence(view)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """METHOD.md 1.6, equation 3.3; multiplied by the world size because DDP averages gradients."""
         with torch.no_grad():
-            probs = self.method.probabilities(batch)
+            probs = self.method.organ_probabilities(batch)
         loss = confidence_loss(
             self.confidence(batch),
             probs,

@@ -184,6 +184,10 @@ class SegmentationModule(L.LightningModule):
             logits = self.network(self.inputs(view))
         return self.activate(logits.float(), view)
 
+    def organ_probabilities(self, view: View) -> Tensor:
+        """The same without a background: [B, K, *S]."""
+        return self.probabilities(view)[:, -len(self.organs) :]
+
     def segment(self, case: WholeCase, keep: Callable[[int, Tensor], None] | None = None) -> NDArray[np.uint8]:
         """Labels [Z, Y, X] on the case's wanted grid."""
         return self.sweep(case, self.probabilities, self.decide, keep)

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 
 from organseg import __version__
 from organseg.batch import Describable
+from organseg.checkpoints import verify_checkpoint
 from organseg.errors import IntegrityError, StorageError, UsageError
 from organseg.files import publish_text, reap_stale
 
@@ -51,6 +52,9 @@ LATER = (
 )
 """Options that came later, left out where they are not used: a run without them is the run that it was before."""
 
+_TAKEN = ("model.init_args.coarse", "model.init_args.prior")
+"""Checkpoints of other runs, which may lie elsewhere later."""
+
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config that decides the weights, as `dotted.key: value`."""
@@ -72,6 +76,15 @@ def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, Mapping) and value:
         return [pair for key, item in value.items() for pair in _flat(f"{prefix}.{key}".lstrip("."), item)]
     return [(prefix, value)]
+
+
+def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """The keys in which two identities differ; not those of checkpoints of other runs, where both name one."""
+    return [
+        key
+        for key in sorted({*found, *wanted})
+        if found.get(key) != wanted.get(key) and not (key in _TAKEN and found.get(key) and wanted.get(key))
+    ]
 
 
 @dataclass(frozen=True)
@@ -142,14 +155,25 @@ class RunFolder:
         found = record["identity"]
         differences = [
             f"{key}: run has {found.get(key, 'nothing')}, asked for {wanted.get(key, 'nothing')}"
-            for key in sorted({*found, *wanted})
-            if found.get(key) != wanted.get(key)
+            for key in (*differing(found, wanted), *(key for key in _TAKEN if self._is_another(key, found, wanted)))
         ]
         if differences:
             raise IntegrityError(
                 f"{self.path}: an existing run with another setup; choose another --out or --overwrite\n  "
                 + "\n  ".join(differences)
             )
+
+    def _is_another(self, key: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint of another run, given by another path now, is not the one that this run began with."""
+        place, note = wanted.get(key), self.path / "prior" / "made_of.json"
+        if not place or not found.get(key) or place == found[key] or not Path(place).exists() or not note.exists():
+            return False
+        return verify_checkpoint(Path(place)) not in note.read_text()
+
+    def begun_with(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Where the checkpoints of other runs lay when a curriculum began: its journal hangs on what was said then."""
+        begun = any(self.path.glob("[0-9][0-9]_round*/checkpoints/*.ckpt"))
+        return {key: record["identity"][key] for key in _TAKEN if begun and key in record["identity"]}
 
     def write(self, wanted: Mapping[str, Any], finished: bool) -> None:
         """Publish `run.json`."""

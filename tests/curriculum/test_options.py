@@ -5,6 +5,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rounds import CONFIGS
+from toy import organseg
 
 from organseg.curriculum import CrossFittedConfidence, Curriculum, LearnedConfidence, Selection
 from organseg.errors import UsageError
@@ -22,13 +24,20 @@ from organseg.errors import UsageError
 ])  # fmt: skip
 def test_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match="curriculum") as caught:
-        Curriculum(**options).check()
+        Curriculum(**options)
     assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("score", ["mcp", CrossFittedConfidence()])
 def test_other_scores_take_improbable_candidates(score: Any) -> None:
-    Curriculum(score=score, selection=Selection(threshold=0.3)).check()
+    Curriculum(score=score, selection=Selection(threshold=0.3))
+
+
+def test_refused_before_data_are_read() -> None:
+    experiment = CONFIGS / "experiment" / "phantom_30_inerrant_thesis.yaml"
+    done = organseg("fit", "--config", experiment, "--data.init_args.cache=nowhere", "--curriculum.accumulate=true",
+                    "--curriculum.selection.smooth_mm=8", check=2)  # fmt: skip
+    assert "set them to 0, false and null" in done.stderr and "nowhere" not in done.stderr
 
 
 def test_round_0_is_counted_in_steps() -> None:

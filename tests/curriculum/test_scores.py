@@ -94,6 +94,22 @@ def test_mcp_is_the_probability_itself():
     assert MaximumClassProbability().learner(method, None, {}) is None and MaximumClassProbability.steps == 0
 
 
+def test_the_learned_confidence_is_what_ranks():
+    torch.manual_seed(0)
+    method = PartialLabelModule(["liver", "spleen"], small)
+    score = LearnedConfidence(hidden=(6,))
+    learner = score.learner(method, None, {})
+    method.trainer = learner.trainer = trainer()
+    nn.init.normal_(method.network.head.weight)
+    image = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        both = score.scorer(method, learner.eval())(shown(image))
+        probs, confidence = method.probabilities(shown(image)), learner.confidence(shown(image))
+    assert both.shape == (2, 4, 8, 8)
+    assert torch.equal(both[:, :2], probs) and torch.equal(both[:, 2:], confidence)
+    assert not torch.allclose(probs, confidence, atol=0.01)
+
+
 def test_options_are_checked():
     with pytest.raises(UsageError, match="steps 0"):
         LearnedConfidence(steps=0)

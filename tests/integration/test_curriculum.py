@@ -106,6 +106,28 @@ def test_a_signal_in_training_and_in_relabelling_is_exit_75(toy: Path, uninterru
 
 
 @pytest.mark.slow
+def test_a_signal_amid_a_case_is_not_kept_waiting(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # of `watched`
+    monkeypatch.setenv("WATCH", str(tmp_path))
+    run = tmp_path / "run"
+    words = command(toy, run, "--trust-import", "watched", "--curriculum.rounds=1")
+    slow = [word for word in words if not word.startswith("--curriculum.score")]
+    viewed = (tmp_path / "viewed").exists
+    assert stop_when([*slow, "--curriculum.score=watched.SlowProbability"], viewed, signal.SIGTERM) == 75
+    assert journal(run) == PHASES[:1]
+    assert not list((run / "pseudo_labels").rglob("*"))  # the case is not finished first
+
+
+@pytest.mark.slow
+def test_all_cases_are_relabelled_whatever_prediction_is_limited_to(
+    toy: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    organseg(*command(toy, run, "--trainer.limit_predict_batches=1", "--curriculum.round0", uninterrupted))
+    assert len(pseudo_labels(run)) > 2 and pseudo_labels(run) == pseudo_labels(uninterrupted)
+
+
+@pytest.mark.slow
 def test_a_changed_pseudo_label_file_is_refused_until_it_is_made_again(
     toy: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -135,12 +157,17 @@ def test_overwrite_starts_anew_and_keeps_what_it_makes_itself(toy: Path, uninter
 
 
 @pytest.mark.slow
-def test_a_softmax_cannot_be_relabelled(toy: Path, tmp_path: Path) -> None:
-    experiment = CONFIGS / "experiment" / "btcv_100_utransformer.yaml"
-    done = organseg("fit", "--config", experiment, "--config", CONFIGS / "curriculum" / "smile.yaml", *TOY,
-                    "--data.init_args.cache", toy / "cache", "--data.init_args.label_share=0.5",
-                    "--out", tmp_path / "run", check=2)  # fmt: skip
-    assert "TransformerModule has 8 for 7 organs; PartialLabelModule trains the same networks" in done.stderr
+@pytest.mark.parametrize("score", [None, "LearnedConfidence", "CrossFittedConfidence"])
+def test_a_softmax_is_relabelled_too(toy: Path, tmp_path: Path, score: str | None) -> None:
+    run = tmp_path / "run"
+    learned = ["--curriculum.score", f"organseg.curriculum.{score}", "--curriculum.score.init_args.steps=2"]
+    organseg("fit", "--config", CONFIGS / "experiment" / "btcv_100_utransformer.yaml", "--out", run,
+             "--data.init_args.cache", toy / "cache", "--data.init_args.datasets=[phantom]", "--trainer.max_steps=50",
+             "--data.init_args.label_share=0.5", "--model.init_args.network.width=4",
+             *(word for word in TOY if "network" not in word), "--curriculum.rounds=1", "--curriculum.round_steps=2",
+             *(learned if score else ["--curriculum.score=mcp"]))  # fmt: skip
+    with next(run.glob("*_relabel/organs.csv")).open() as file:
+        assert any(int(row["added"]) for row in csv.DictReader(file))
 
 
 @pytest.mark.slow

@@ -66,6 +66,20 @@ def test_killed_between_the_writes_that_take_over_round_0(toy: Path, one_round: 
     assert found == results(one_round) and journal(run) == PHASES[:4]
 
 
+@pytest.mark.slow
+def test_killed_between_two_cases_only_the_rest_is_relabelled(toy: Path, one_round: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = command(toy, run, ONE_ROUND, "--curriculum.round0", one_round)
+    # The first case's file has its name, the second one's is about to be begun.
+    assert killed_at(words, run, "os.rename pseudo_labels/round_1/", later=1)
+    (first,) = (run / "pseudo_labels").rglob("[!.]*.h5")
+    before = first.stat().st_mtime_ns
+    organseg(*words)
+    assert len(list((run / "pseudo_labels").rglob("*.h5"))) > 1
+    assert first.stat().st_mtime_ns == before
+    assert results(run) == results(one_round)
+
+
 @pytest.fixture(scope="module")
 def whole(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[Path, float]]:
     """Of one or two ranks: the uninterrupted run, and the seconds that its phases take."""

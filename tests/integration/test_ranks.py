@@ -79,6 +79,13 @@ def test_a_rank_that_diverges_ends_the_run_with_6(toy: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.alone
+def test_ranks_that_go_on_from_different_checkpoints_end_with_6(toy: Path, tmp_path: Path) -> None:
+    words = command(toy, tmp_path / "run", *WATCHED, *TWO_RANKS)
+    done = organseg(*words, "--trainer.callbacks=[{class_path: watched.Astray}]", check=6)
+    assert done.stderr.count("the ranks disagree about the next phase or its checkpoint") == 1
+
+
+@pytest.mark.alone
 def test_a_rank_that_fails_alone_ends_the_run_and_says_why(toy: Path, tmp_path: Path) -> None:
     words = command(toy, tmp_path / "run", *WATCHED, *TWO_RANKS)
     done = organseg(*words, "--trainer.callbacks=[{class_path: watched.FailAlone}]", check=None)

@@ -31,6 +31,12 @@ def test_channel_0_is_background():
     assert module().decide(probs).tolist() == [[0], [2]]
 
 
+def test_probabilities_of_organs_are_those_behind_the_background(monkeypatch):
+    method = module()
+    monkeypatch.setattr(method, "probabilities", lambda view: torch.arange(3.0).view(1, 3, 1, 1))
+    assert method.organ_probabilities(shown(torch.zeros(1, 1, 1, 1))).flatten().tolist() == [1, 2]
+
+
 def test_flat_options_reach_the_network():
     backbone = module(levels=1).network.backbone
     assert isinstance(backbone.gates[0], MultiHeadCrossAttention) and isinstance(backbone.gates[1], PlainSkip)

@@ -2,10 +2,13 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from organseg.checkpoints import verify_checkpoint
 from organseg.errors import IntegrityError, UsageError
+from organseg.runtime.checkpoint_io import save_checkpoint
 from organseg.runtime.run_folder import RunFolder, identity
 
 CONFIG = {
@@ -92,6 +95,34 @@ def test_difference_names_both_values(tmp_path: Path) -> None:
     run.compare(record, identity(CONFIG))
     with pytest.raises(IntegrityError, match="seed: run has 0, asked for 4"):
         run.compare(record, identity({**CONFIG, "seed": 4}))
+
+
+def test_what_a_run_takes_from_others_may_lie_elsewhere_but_not_be_another(tmp_path: Path) -> None:
+    def taking(coarse: Path | None) -> dict[str, Any]:
+        model = {"class_path": "M", "init_args": {"coarse": coarse and str(coarse), "prior": None}}
+        return identity({**CONFIG, "model": model})
+
+    run, here = RunFolder(tmp_path / "run"), tmp_path / "here.ckpt"
+    run.write(taking(tmp_path / "gone.ckpt"), finished=False)
+    record = run.record()
+    assert record is not None
+    run.compare(record, taking(here))
+    with pytest.raises(IntegrityError, match=r"coarse: run has .*gone\.ckpt, asked for None"):
+        run.compare(record, taking(None))
+    save_checkpoint({"state_dict": {}}, here)
+    (run.path / "prior").mkdir()
+    (run.path / "prior" / "made_of.json").write_text(f'{{"coarse": "{verify_checkpoint(here)}"}}')
+    run.compare(record, taking(here))
+    save_checkpoint({"state_dict": {"another": 1}}, here)
+    with pytest.raises(IntegrityError, match=r"coarse: run has .*gone\.ckpt, asked for .*here\.ckpt"):
+        run.compare(record, taking(here))
+    # A curriculum's journal hangs on what was said when its first phase began.
+    assert run.begun_with(record) == {}
+    phase = run.path / "00_round0_train" / "checkpoints"
+    phase.mkdir(parents=True)
+    (phase / "last.ckpt").touch()
+    given = {"model.init_args.coarse": str(tmp_path / "gone.ckpt"), "model.init_args.prior": None}
+    assert run.begun_with(record) == given
 
 
 def test_damaged_record_is_refused(tmp_path: Path) -> None:

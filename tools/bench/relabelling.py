@@ -77,7 +77,7 @@ def work(kind: str, shape: tuple[int, int, int], organs: int, share: float, fold
     if kind in scores:
         learner = scores[kind].learner(network, lambda: network, {})
         selection = Selection(smooth_mm=3.0, largest_piece=True) if kind == "smooth" else Selection()
-        task = Round(1, 0.5, folder, "bench", None, selection, (float("nan"),) * organs)
+        task = Round(1, 0.5, folder, "bench", None, selection, (float("nan"),) * organs, {case.key})
         module = Relabelling(network, learner, scores[kind].scorer(network, learner), task)
     precision = affordable_precision("bf16-mixed", "cpu")
     trainer = L.Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False,
