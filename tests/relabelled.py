@@ -5,7 +5,7 @@ The liver is 4 x 8 x 7 = 224 voxels in three cases, hidden in all; the spleen is
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +82,18 @@ class Source:
     def voxel_ml(self, key: str) -> float:
         return float(np.prod(SPACING)) / 1000
 
+    def mean_volumes_ml(self) -> tuple[float, ...]:
+        return (np.nan, 4.5, np.nan)
+
+
+def accumulated(key: str) -> tuple[PseudoLabels, RoundHeader]:
+    """Round 2 where round 1's additions stay: what that left over is its candidates, and all of it is added."""
+    (first, _), (everything, header) = (pseudo_labels(key, index, index / 2, mcp=False) for index in (1, 2))
+    candidate = np.where(first.label > 0, 0, everything.candidate).astype(np.uint8)
+    rounds = np.where(first.label > 0, 1, everything.round).astype(np.uint8)
+    now = (int(candidate.sum()), 0, 0)
+    return replace(everything, round=rounds, candidate=candidate), replace(header, candidates=now, added=now)
+
 
 def pseudo_labels(key: str, index: int, share: float, mcp: bool) -> tuple[PseudoLabels, RoundHeader]:
     """The share of a case's candidates with the highest score, ties by index."""
@@ -100,7 +112,14 @@ def pseudo_labels(key: str, index: int, share: float, mcp: bool) -> tuple[Pseudo
     return voxels, RoundHeader(key, ORGANS, index, share, "", *counts)
 
 
-def make_run(folder: Path, *, truth: bool = True, mcp: bool = False, shape: tuple[int, int, int] = SHAPE) -> Relabelled:
+def make_run(
+    folder: Path,
+    *,
+    truth: bool = True,
+    mcp: bool = False,
+    accumulate: bool = False,
+    shape: tuple[int, int, int] = SHAPE,
+) -> Relabelled:
     """A run with rounds and its cache, of this shape; without `truth` no liver and no spleen were ever annotated."""
     run = Relabelled(folder / "runs" / "rounds", folder / "cache")
     run.path.mkdir(parents=True)
@@ -119,7 +138,8 @@ def make_run(folder: Path, *, truth: bool = True, mcp: bool = False, shape: tupl
         )  # fmt: skip
         write_case(run.cache / f"{key}.h5", header, CaseArrays(image, label, None))
     for index, share in ((1, 0.5), (2, 1.0)):
-        made = [pseudo_labels(key, index, share, mcp) for key in FOUND]
+        more = accumulate and index == 2
+        made = [accumulated(key) if more else pseudo_labels(key, index, share, mcp) for key in FOUND]
         labels = run.path / "pseudo_labels" / f"round_{index}"
         for voxels, round_header in made:
             write_pseudo_labels(labels, round_header, voxels)

@@ -80,7 +80,9 @@ class Places:
         return load_labels(round_tables.labels, case, [line for line in round_tables.cases if line.case == case.key])
 
 
-def candidates_figure(places: Places, round_tables: RoundTables, line: CaseLine, score: str) -> Figure:
+def candidates_figure(
+    places: Places, round_tables: RoundTables, line: CaseLine, score: str, averaged: str = ""
+) -> Figure:
     """Candidates, their probability and their score, and what either would add (Figure 3.5).
 
     Args:
@@ -88,6 +90,7 @@ def candidates_figure(places: Places, round_tables: RoundTables, line: CaseLine,
         round_tables: The round.
         line: Organ and case, with hidden truth.
         score: What the score is called.
+        averaged: How scores and probabilities were averaged, if they were.
     """
     case = places.load(line.case, round_tables)
     voxels = places.labels(case, round_tables)
@@ -105,9 +108,10 @@ def candidates_figure(places: Places, round_tables: RoundTables, line: CaseLine,
             below += f", {_percent((mask & truth).sum() / count)} of them right"
         return Panel(title, marks(mask[z], truth[z]), border, below=below)
 
-    def mapped(title: str, values: NDArray[np.float32]) -> Panel:
+    def mapped(name: str, values: NDArray[np.float32]) -> Panel:
         low, high = span_of(values[candidates])
-        return Panel(title, heat(values[z], candidates[z], low, high), border, (title, low, high))
+        title, scale = (f"{name}{between}{averaged}" if averaged else name for between in ("\n", ", "))
+        return Panel(title, heat(values[z], candidates[z], low, high), border, (scale, low, high))
 
     top = [Panel("image", None, border), mapped("probability (MCP)", voxels.probability)]
     bottom = [rated("candidates", candidates)]
@@ -214,15 +218,19 @@ def _organ_patch(case: RelabelledCase, organ: str, line: CaseLine | None) -> Pat
     return Patch(color=colour_of(organ), label=f"{organ_title(organ)}: {words}")
 
 
-def certain_figure(places: Places, chosen: Sequence[tuple[str, CaseLine, float]], score: str) -> Figure:
+def certain_figure(
+    places: Places, chosen: Sequence[tuple[str, CaseLine, float]], score: str, averaged: str = ""
+) -> Figure:
     """What was added in the most and the least certain cases, for a person to judge.
 
     Args:
         places: The run's files.
         chosen: Role, organ and case, and the mean score of what was added.
         score: What the score is called.
+        averaged: How scores were averaged, if they were.
     """
     rows = []
+    title = f"{score}\n{averaged}".rstrip()
     for role, line, mean in chosen:
         case = places.load(line.case, places.last)
         voxels = places.labels(case, places.last)
@@ -236,7 +244,7 @@ def certain_figure(places: Places, chosen: Sequence[tuple[str, CaseLine, float]]
         panels = (
             Panel("image"),
             Panel("added", layer, (Outline(mask[z], colour),), below=f"{line.volume_ml:.1f} mL, pieces: {line.pieces}"),
-            Panel(score, heat(voxels.score[z], mask[z], low, high), (), (f"mean {mean:.3f}", low, high)),
+            Panel(title, heat(voxels.score[z], mask[z], low, high), (), (f"mean {mean:.3f}", low, high)),
         )
         name = f"{role}: {organ_title(line.organ)}\n{case.key}\n{view.caption}"
         rows.append(Row(name, view, case.window, frame_of(mask[z], view.pixel_mm), panels))

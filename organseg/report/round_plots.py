@@ -15,7 +15,7 @@ from organseg.report.round_tables import CaseLine, RoundTables
 _GOLDEN = 0.618034
 _BAR = "#d9e4ee"
 _ALL = "all voxels"
-_FLAGS = {"yes": ("o", "plausible"), "low": ("v", "low"), "high": ("^", "high")}
+_FLAGS = {"yes": ("o", "plausible"), "low": ("v", "low"), "high": ("^", "high"), "unknown": ("s", "no range known")}
 
 
 def pooled(lines: Sequence[CaseLine]) -> tuple[float, float]:
@@ -81,7 +81,7 @@ def _draw_bars(axes: Axes, values: Mapping[str, Sequence[float]]) -> None:
 
 
 def draw_volumes(lines: Sequence[CaseLine]) -> Figure | None:
-    """The added volume of each organ and case against what an adult may have, and in how many pieces it comes.
+    """What is taken for each organ of each case against what an adult may have, and in how many pieces it was added.
 
     Returns:
         None where nothing was added.
@@ -102,7 +102,10 @@ def draw_volumes(lines: Sequence[CaseLine]) -> Figure | None:
             offset = 0.5 * ((number * _GOLDEN) % 1 - 0.5)
             for axes, value in ((volumes, line.taken_ml), (pieces, line.pieces)):
                 _draw_mark(axes, value, height + offset, line)
-    for axes, name in ((volumes, "volume (mL); bar: plausible in an adult"), (pieces, "pieces")):
+    for axes, name in (
+        (volumes, "taken for the organ, added or not (mL); bar: plausible in an adult"),
+        (pieces, "pieces added"),
+    ):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
@@ -121,13 +124,13 @@ def draw_volumes(lines: Sequence[CaseLine]) -> Figure | None:
         volumes.scatter([], [], s=26, marker=_FLAGS[flag][0], color="#666666", edgecolors="black", linewidths=0.6,
                         label=f"case, {_FLAGS[flag][1]}") for flag in flags
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
 def _draw_mark(axes: Axes, value: float, height: float, line: CaseLine) -> None:
     if value > 0 and not isnan(value):
-        marker, _ = _FLAGS.get(line.plausible, _FLAGS["yes"])
+        marker, _ = _FLAGS.get(line.plausible, _FLAGS["unknown"])
         axes.scatter(
             value, height, s=26, marker=marker, color=np.array([colour_of(line.organ)]), edgecolors="black",
             linewidths=0.6, zorder=3, clip_on=False,

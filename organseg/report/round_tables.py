@@ -18,7 +18,7 @@ RATES = ("precision", "recall", "score_auc", "probability_auc", "score_ap_succes
 """Columns of `organs.csv` that are empty where no truth is hidden."""
 
 _PHASE = re.compile(r"\d+_round(\d+)_relabel")
-_PLAUSIBLE = ("yes", "low", "high", "none")
+_PLAUSIBLE = ("yes", "low", "high", "none", "unknown")
 _REMEDY = "restore it, or move it away for a report without this round"
 
 
@@ -30,12 +30,14 @@ class OrganLine:
         organ: Canonical name.
         candidates: Voxels that could have been added.
         added: Voxels that carry a pseudo-label of the organ.
+        added_now: Of these, those of this round; all of them in tables of older versions.
         rates: Column of `RATES` -> share of 1, NaN where it is empty or not there.
     """
 
     organ: str
     candidates: int
     added: int
+    added_now: int
     rates: Mapping[str, float]
 
 
@@ -49,8 +51,8 @@ class CaseLine:
         added: Voxels that carry a pseudo-label.
         volume_ml: Of these.
         taken_ml: Of all that is taken for the organ, added or not; of what was added in tables of older versions.
-        plausible: `yes`, `low`, `high`, or `none` where there are none.
-        pieces: Connected components of them.
+        plausible: `yes`, `low`, `high`; `none` where nothing was added, `unknown` where `anatomy` has no range.
+        pieces: Connected components of what was added.
         right: Voxels that the hidden truth confirms; None where no truth is hidden.
         missing: Voxels of the hidden truth; None likewise.
     """
@@ -143,7 +145,8 @@ def read_organs(path: Path) -> list[OrganLine]:
     for number, row in _rows(path, ("organ", "candidates", "added")):
         rates = {name: _number(path, number, row.get(name, "")) for name in RATES}
         candidates, added = (_count(path, number, row[name]) for name in ("candidates", "added"))
-        lines.append(OrganLine(row["organ"], candidates, added, rates))
+        added_now = _count(path, number, row.get("added_now", row["added"]))
+        lines.append(OrganLine(row["organ"], candidates, added, added_now, rates))
     return lines
 
 

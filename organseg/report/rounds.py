@@ -36,6 +36,7 @@ _SCORES = {
     "LearnedConfidence": "learned confidence",
     "mcp": "probability (MCP)",
     "MaximumClassProbability": "probability (MCP)",
+    "CrossFittedConfidence": "mean probability with judges",
 }
 _EXPLANATION = (
     "Precision and recall of all pseudo-labels whose truth is hidden; AUC and AP of the ranking of all candidates, of "
@@ -58,11 +59,12 @@ def rounds_section(rounds: Sequence[RoundTables], config: Mapping[str, Any], cac
         IntegrityError: If a case or its pseudo-labels are damaged, or they do not belong together.
     """
     share = _shares(config)
-    places, score = Places(cache, tuple(rounds)), score_name(config)
-    tables = [organ_table(round_tables, share(round_tables.index), score) for round_tables in rounds]
+    places, score, averaged = Places(cache, tuple(rounds)), score_name(config), averaging(config)
+    tables = [organ_table(round_tables, share(round_tables.index), score, averaged) for round_tables in rounds]
     if any(round_tables.known for round_tables in rounds):
         tables[-1] = replace(tables[-1], remarks=[*tables[-1].remarks, _EXPLANATION])
-    pictures = [*_rates(rounds), *_with_truth(places, share, score, notes), *_without_truth(places, score, notes)]
+    with_truth = _with_truth(places, share, score, averaged, notes)
+    pictures = [*_rates(rounds), *with_truth, *_without_truth(places, score, averaged, notes)]
     flagged = flagged_table(places.last)
     return Section("Relabelling", [*tables, *([flagged] if flagged else [])], pictures)
 
@@ -72,6 +74,13 @@ def score_name(config: Mapping[str, Any]) -> str:
     score = _curriculum(config).get("score", "score")
     name = str(score.get("class_path", "score") if isinstance(score, Mapping) else score).rpartition(".")[2]
     return _SCORES.get(name, name)
+
+
+def averaging(config: Mapping[str, Any]) -> str:
+    """How scores and probabilities of the pseudo-labels were averaged; empty where they were not."""
+    selection = _curriculum(config).get("selection")
+    smooth_mm = selection.get("smooth_mm") if isinstance(selection, Mapping) else None
+    return f"averaged over {smooth_mm:g} mm" if isinstance(smooth_mm, int | float) and smooth_mm else ""
 
 
 def _curriculum(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -92,7 +101,7 @@ def _shares(config: Mapping[str, Any]) -> Callable[[int], float | None]:
     return share
 
 
-def organ_table(round_tables: RoundTables, share: float | None, score: str) -> OrganTable:
+def organ_table(round_tables: RoundTables, share: float | None, score: str, averaged: str = "") -> OrganTable:
     """One line an organ, and one of all voxels; what is known only with hidden truth is left out without it."""
     lines = round_tables.organs
     known = any(not isnan(value) for line in lines for value in line.rates.values())
@@ -101,7 +110,8 @@ def organ_table(round_tables: RoundTables, share: float | None, score: str) -> O
         for line in lines
         for name in _RANKING
     )
-    head = ["organ", "candidates", "added"]
+    several = any(line.added != line.added_now for line in lines)  # what earlier rounds added stays
+    head = ["organ", "candidates", *(["added now", "added so far"] if several else ["added"])]
     columns: list[str] = []
     if known:
         ranking = [(f"{kind}_{name}", name) for name in _RANKING for kind in ("score", "probability")]
@@ -112,17 +122,19 @@ def organ_table(round_tables: RoundTables, share: float | None, score: str) -> O
             f"{_RANKING[name]} %" + ("" if same else f", {score if column.startswith('score') else 'probability'}")
             for column, name in ranking
         ]
+    counts = [(line.candidates, *([line.added_now] if several else []), line.added) for line in lines]
     cells = [
-        (line.organ, str(line.candidates), str(line.added), *(_hundred(line.rates[column]) for column in columns))
-        for line in lines
+        (line.organ, *map(str, numbers), *(_hundred(line.rates[column]) for column in columns))
+        for line, numbers in zip(lines, counts, strict=True)
     ]
     if len(lines) > 1:
-        totals = (str(sum(line.candidates for line in lines)), str(sum(line.added for line in lines)))
+        totals = map(str, map(sum, zip(*counts, strict=True)))
         rates = [*map(_hundred, pooled(round_tables.known)), *[""] * (len(columns) - 2)] if known else []
         cells.append((_ALL, *totals, *rates))
     empty = [line.organ.replace("_", " ") for line in lines if not line.candidates]
     remarks = [f"No candidate of {', '.join(empty)}: nothing to add in this round."] if empty else []
     what = "" if share is None else f": at most the {100 * share:.0f} % of the candidates with the highest {score}"
+    what += f", {averaged}" if what and averaged else ""
     return OrganTable(f"Round {round_tables.index}{what}", head, cells, remarks)
 
 
@@ -150,7 +162,9 @@ def _rates(rounds: Sequence[RoundTables]) -> list[Picture]:
     return [] if figure is None else [Picture("rounds.png", "Precision and recall over the rounds", png(figure))]
 
 
-def _with_truth(places: Places, share: Callable[[int], float | None], score: str, notes: list[str]) -> list[Picture]:
+def _with_truth(
+    places: Places, share: Callable[[int], float | None], score: str, averaged: str, notes: list[str]
+) -> list[Picture]:
     """Pictures against hidden truth; none where no truth is hidden."""
     pictures = []
     choosing = [round_tables for round_tables in places.rounds if (share(round_tables.index) or 1) < 1]
@@ -161,7 +175,7 @@ def _with_truth(places: Places, share: Callable[[int], float | None], score: str
     likely = "" if score == _SCORES["mcp"] else likely
     for role, line in worst_and_typical(shown).items():
         if _there(places, [line.case], [shown], notes, f"of the {role} pseudo-labels"):
-            figure = candidates_figure(places, shown, line, score)
+            figure = candidates_figure(places, shown, line, score, averaged)
             caption = (
                 f"Chosen: of round {shown.index}, {which}, the organ of a case with {rules[role]}; the slice with most "
                 f"candidates. {likely}{_MAPS}"
@@ -188,7 +202,7 @@ def _with_truth(places: Places, share: Callable[[int], float | None], score: str
     return pictures
 
 
-def _without_truth(places: Places, score: str, notes: list[str]) -> list[Picture]:
+def _without_truth(places: Places, score: str, averaged: str, notes: list[str]) -> list[Picture]:
     """Pictures of what nobody knows; none where all truth is only hidden."""
     pictures = []
     index = places.last.index
@@ -201,11 +215,14 @@ def _without_truth(places: Places, score: str, notes: list[str]) -> list[Picture
             f"{index}; the slice with most of them. No truth is known here: judge by eye. {_MAPS}"
         )
         title = "The most and the least certain pseudo-labels"
-        pictures.append(_picture("round_certain", title, certain_figure(places, chosen, score), caption))
+        pictures.append(_picture("round_certain", title, certain_figure(places, chosen, score, averaged), caption))
     volumes = draw_volumes(places.last.unknown)
     if volumes is not None:
-        caption = "Pieces are connected components: a kidney has one; stray ones are often mistakes."
-        title = f"Volumes and pieces of the pseudo-labels of round {index}"
+        caption = (
+            "Volumes are of all that is taken for an organ, added or not: a share of it would never look too large. "
+            "Pieces are connected components of what was added: a kidney has one; stray ones are often mistakes."
+        )
+        title = f"Volumes taken for the organs, and pieces added, in round {index}"
         pictures.append(_picture("round_volumes", title, volumes, caption))
     return pictures
 

@@ -1,9 +1,12 @@
+import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
+import yaml
 from relabelled import BOXES, SPACING, Relabelled, make_run
 
 from organseg.errors import IntegrityError
@@ -13,7 +16,7 @@ from organseg.report.round_pictures import Places, candidates_figure, certain_fi
 from organseg.report.round_plots import draw_rates, draw_volumes
 from organseg.report.round_tables import read_rounds
 from organseg.report.round_views import piece_of
-from organseg.report.rounds import organ_table, score_name
+from organseg.report.rounds import averaging, organ_table, score_name
 
 WITH_TRUTH = ["round_case.png", "round_growth.png", "round_typical.png", "round_worst.png", "rounds.png"]
 WITHOUT_TRUTH = ["round_certain.png", "round_volumes.png"]
@@ -109,6 +112,33 @@ def test_a_run_that_ranks_by_probability_has_each_ranking_once(tmp_path):
     ]  # fmt: skip
     figure = candidates_figure(places(run), rounds[0], line(run, 1, "toy/a"), "probability (MCP)")
     assert list(panels(figure)) == ["image", "probability (MCP)", "candidates", "added"]
+
+
+def test_with_earlier_rounds_additions_the_table_says_what_was_added_now(tmp_path):
+    run = make_run(tmp_path, accumulate=True)
+    first, second = (organ_table(round_tables, None, "confidence") for round_tables in places(run).rounds)
+    assert first.head[:4] == ["organ", "candidates", "added", "precision %"]
+    # Of 586 candidates round 1 added 293, and round 2 the rest; 26 of all are wrong.
+    assert second.head[:4] == ["organ", "candidates", "added now", "added so far"]
+    assert second.lines[0][:5] == ("liver", "293", "293", "586", f"{100 * 560 / 586:.1f}")
+    assert second.lines[-1][:4] == ("all organs", "293", "293", "586")
+    write_report(run.path)
+    assert run.report() == ["index.html", *WITH_TRUTH]
+
+
+def test_averaged_scores_and_probabilities_are_called_so(run):
+    config = yaml.safe_load((run.path / "config.yaml").read_text())
+    config["curriculum"] |= {"selection": {"smooth_mm": 8.0}, "score": "organseg.curriculum.CrossFittedConfidence"}
+    (run.path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert "with the highest mean probability with judges, averaged over 8 mm<" in write_report(run.path).read_text()
+    averaged = averaging(config)
+    figure = candidates_figure(places(run), places(run).rounds[0], line(run, 1, "toy/a"), "confidence", averaged)
+    assert list(panels(figure))[:3] == [
+        "image", "probability (MCP)\naveraged over 8 mm", "confidence\naveraged over 8 mm",
+    ]  # fmt: skip
+    chosen = [("most certain", line(run, 2, "toy/a"), 0.9)]
+    assert "confidence\naveraged over 8 mm" in panels(certain_figure(places(run), chosen, "confidence", averaged))
+    assert averaging({"curriculum": {"selection": {"smooth_mm": 0.0}}}) == averaging({}) == ""
 
 
 def test_rates_are_lines_over_the_rounds(hidden):
@@ -221,6 +251,24 @@ def test_volumes_are_marks_against_the_plausible_range(unknown):
     assert [drawn.get_offsets().tolist()[0][0] for drawn in pieces.collections] == [2, 2, 1]
 
 
+def test_volumes_are_of_all_that_is_taken_pieces_of_what_was_added(unknown):
+    # Round 1 added half of the candidates: volumes of that half would never look too large.
+    lines = places(unknown).rounds[0].unknown
+    assert [found.volume_ml for found in lines if found.added] == pytest.approx([12.4, 5.7, 11.2])
+    volumes, pieces = draw_volumes(lines).axes
+    marks = [offset[0] for drawn in volumes.collections for offset in drawn.get_offsets().tolist()]
+    assert marks == pytest.approx([24.8, 11.4, 22.4])
+    assert volumes.get_xlabel() == "taken for the organ, added or not (mL); bar: plausible in an adult"
+    assert pieces.get_xlabel() == "pieces added"
+
+
+def test_an_organ_without_a_range_is_drawn_without_one(unknown):
+    lines = [replace(found, organ="mass", plausible="unknown") for found in places(unknown).last.unknown]
+    figure = draw_volumes(lines)
+    assert not figure.axes[0].patches
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["case, no range known"]
+
+
 def test_implausible_cases_are_listed_by_name(unknown):
     html = write_report(unknown.path).read_text()
     assert unknown.report() == ["index.html", *WITHOUT_TRUTH]
@@ -243,7 +291,7 @@ def test_an_unfinished_round_is_left_out_and_named(tmp_path, capsys):
     run.table(2, "organs").unlink()
     html = write_report(run.path).read_text()
     assert "<h3>Round 1:" in html and "<h3>Round 2" not in html
-    assert "Volumes and pieces of the pseudo-labels of round 1" in html
+    assert "Volumes taken for the organs, and pieces added, in round 1" in html
     assert "round 2 is left out" in capsys.readouterr().err
 
 
@@ -290,7 +338,7 @@ def test_a_cache_on_another_grid_is_refused(run, tmp_path):
         ("cases", "toy/a,liver,248,124", "toy/a,aorta,248,124", "names aorta"),
         ("cases", ",low,", ",perhaps,", "row 1: found 'perhaps', expected one of yes, low"),
         ("cases", "pieces", "parts", "expected also pieces"),
-        ("organs", "liver,", "liver,1,", "row 1: .* expected 13 cells"),
+        ("organs", "liver,", "liver,1,", "row 1: .* expected 14 cells"),
         ("organs", "586", "9" * 30, "expected a count"),
         ("organs", "0.965", "nan0.965", "expected a number"),
     ],
@@ -317,8 +365,21 @@ def test_other_columns_may_be_there_in_any_order(run):
     assert repr(places(run).rounds) == repr(before)
 
 
+def test_tables_of_older_versions_have_fewer_columns(tmp_path):
+    run = make_run(tmp_path, accumulate=True)
+    for name in ("cases", "organs"):
+        with run.table(2, name).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        kept = [column for column in rows[0] if column not in ("added_now", "taken_ml")]
+        lines = [kept, *([row[column] for column in kept] for row in rows)]
+        run.table(2, name).write_text("".join(f"{','.join(cells)}\n" for cells in lines))
+    last = places(run).last
+    assert [found.added_now for found in last.organs] == [found.added for found in last.organs] == [586, 0]
+    assert all(found.taken_ml == found.volume_ml for found in last.cases)
+
+
 def test_a_round_that_found_nothing_is_a_table_of_zeros(run, capsys):
-    for name, row in (("cases", "toy/a,spleen,0,0,0.0,0.0,none,0,0,72"), ("organs", "spleen,1,1,0,0,,0.0,,,,,,")):
+    for name, row in (("cases", "toy/a,spleen,0,0,0,0.0,0.0,none,0,0,72"), ("organs", "spleen,1,1,0,0,0,,0.0,,,,,,")):
         path = run.table(1, name)
         path.write_text(path.read_text().splitlines()[0] + "\n" + row + "\n")
         run.table(2, name).unlink()
@@ -332,6 +393,7 @@ def test_a_round_that_found_nothing_is_a_table_of_zeros(run, capsys):
     [
         ("mcp", "probability (MCP)"),
         ({"class_path": "organseg.curriculum.scores.LearnedConfidence"}, "learned confidence"),
+        ("organseg.curriculum.CrossFittedConfidence", "mean probability with judges"),
         ({"class_path": "mine.Entropy"}, "Entropy"),
     ],
 )
