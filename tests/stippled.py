@@ -1,5 +1,6 @@
 """STIPPLE at toy size: a coarse model, a method and its trainer, for the tests of the prior in the method."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
@@ -29,21 +30,21 @@ def coarse_of(data: SliceDataModule, path: Path, steps: int = 9, **record) -> Pa
     torch.manual_seed(5)
     said = {
         "model": {"class_path": "organseg.methods.PartialLabelModule"},
-        "organs": list(ORGANS),
+        "organs": list(data.organs),
         "preprocessing": data.preprocessing.to_json(),
         "identity": {"data content": data.content_hash},
     }
-    module = PartialLabelModule(ORGANS, small)
+    module = PartialLabelModule(data.organs, small)
     whole = {"state_dict": module.state_dict(), "organseg": {**said, **record}, "global_step": steps, "callbacks": {}}
     save_checkpoint(whole, path)
     return path
 
 
-def method(coarse: Path | None, **options) -> PriorModule:
+def method(coarse: Path | None, organs: Sequence[str] = ORGANS, **options) -> PriorModule:
     torch.manual_seed(0)
     given = {"network": small, "working_spacing": GRID, "references": 2, "centring": "boxes", "position": "aligned",
              "smooth_mm": 0.0}  # fmt: skip
-    return PriorModule(ORGANS, coarse, **{**given, **options})
+    return PriorModule(organs, coarse, **{**given, **options})
 
 
 def trainer(folder: Path, steps: int = 2) -> L.Trainer:

@@ -37,17 +37,17 @@ def coarse_weights(
     method = record["model"]["class_path"]
     if method.rpartition(".")[2] != "PartialLabelModule":
         raise UsageError(f"{path}: found {method}; a coarse model is of PartialLabelModule, without a prior")
-    steps, wanted = checkpoint.get("global_step"), record["identity"].get("trainer.max_steps", -1)
-    # Other files are what a user's callback chose. With a curriculum `last.ckpt` is there only once all is done; and a
-    # user's callback may end a training early.
+    steps, identity = checkpoint.get("global_step"), record["identity"]
+    # A curriculum's phases have the steps of round 0 or of a later round, each counted anew.
+    ends = [identity[key] for key in ("trainer.max_steps", "curriculum.round_steps") if identity.get(key, -1) > 0]
+    # Other files are what a user's callback chose; and a user's callback may end a training early.
     early = any(state.get("stopped") for state in checkpoint.get("callbacks", {}).values() if isinstance(state, dict))
-    with_rounds = any(key.startswith("curriculum.") for key in record["identity"])
-    if Path(path).name == "last.ckpt" and steps != wanted > 0 and not early and not with_rounds:
-        raise UsageError(f"{path}: stopped after {steps} of {wanted} steps; finish that run first")
+    if Path(path).name == "last.ckpt" and ends and steps not in ends and not early:
+        raise UsageError(f"{path}: stopped after {steps} of {' or '.join(map(str, ends))} steps; finish that run first")
     same = {
         "organs": record["organs"] == list(organs),
         "preprocessing": Preprocessing.from_json(record["preprocessing"]) == preprocessing,
-        "data": record["identity"].get("data content") == content_hash,
+        "data": identity.get("data content") == content_hash,
     }
     differing = [name for name, equal in same.items() if not equal]
     if differing:

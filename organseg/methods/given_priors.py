@@ -14,8 +14,11 @@ def given_priors(path: Path, organs: Sequence[str], positioning: Positioning, so
     """The priors of a checkpoint of PriorModule.
 
     Raises:
-        UsageError: If it has none, or they are of another grid or centring, or of annotations that are held out here.
+        UsageError: If there is none, or it has no priors, or they are of another grid or centring, or of annotations
+            that are held out here.
     """
+    if not path.exists():
+        raise UsageError(f"model.init_args.prior: {path}: no such checkpoint; give one of a run of PriorModule")
     state = load_checkpoint(path)["state_dict"].get("_extra_state")
     if not state:
         raise UsageError(f"model.init_args.prior: {path}: holds no priors; train PriorModule")

@@ -165,7 +165,7 @@ class Positioning:
         references: Annotated cases that vote on an alignment.
         max_shift_mm: Largest correction along each axis.
         smooth_mm: Standard deviation of the prior's blur; 0 is none (thesis).
-        seed: Draws the references.
+        seed: Draws the references; the same in every run, as `predict` does not know a run's.
     """
 
     grid: PriorGrid
@@ -181,10 +181,13 @@ class Positioning:
         return [round(self.max_shift_mm / mm) for mm in self.grid.spacing]
 
     def annotated(self, case: WholeCase, known: OrganPriors) -> NDArray[np.float32]:
-        """Centres of the annotated organs, [K, 3] mm as from `found`; NaN where not annotated, or absent."""
+        """Centres of the annotated organs, [K, 3] mm as from `found`; NaN where not annotated, or absent.
+
+        What is too small for the grid, or has no prior to match, is where its bounding box is.
+        """
+        result = true_centres(case, len(known.priors))
         if self.centring == "boxes":
-            return true_centres(case, len(known.priors))
-        result = np.full((len(known.priors), 3), np.nan, dtype=np.float32)
+            return result
         on_grid = self.grid.of(case)
         for channel, (mask, box) in self.grid.placed_masks(case).items():
             prior = known.priors[channel]
@@ -239,7 +242,7 @@ def write_centres(
 ) -> None:
     """A table of where the organs of the training cases are, mm from the first voxel, and who says so.
 
-    Organs `without` a prior are nowhere.
+    Organs `without` a prior are named so, wherever they are.
     """
     lines = ["case,organ,from,z_mm,y_mm,x_mm"]
     for key, known in annotated.items():

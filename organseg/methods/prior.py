@@ -209,6 +209,8 @@ class PriorModule(PartialLabelModule):
                     said = f"the prior of {', '.join(alone)} is of one patient, who sees it in training"
                     print(f"organseg: warning: {said}", file=sys.stderr)
                 write_centres(self._folder / "centres.csv", annotated, self.organs, self.centres, without)
+            if self.trainer.is_global_zero:
+                self._folder.mkdir(parents=True, exist_ok=True)
                 publish_text(self._folder / "made_of.json", json.dumps(made_of, indent=1))
 
     @property

@@ -69,9 +69,13 @@ def corrected_centre(
 
 
 def drawn(references: Sequence[Reference], case: str, seed: int, count: int) -> list[Reference]:
-    """The references of a case: drawn by seed and case, so that nobody's order matters; never the case itself."""
+    """The references of a case: drawn by seed and case, so that nobody's order matters; never the case itself.
+
+    A case counts by its id alone: `predict` does not know the data set.
+    """
+    name = case.rpartition("/")[2]
 
     def draw(reference: Reference) -> bytes:
-        return hashlib.sha256(f"{seed}/{case}/{reference.case}".encode()).digest()
+        return hashlib.sha256(f"{seed}/{name}/{reference.case}".encode()).digest()
 
     return sorted((reference for reference in references if reference.case != case), key=draw)[:count]

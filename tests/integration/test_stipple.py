@@ -78,6 +78,53 @@ def test_a_round_from_scratch_does_not_begin_with_the_coarse_weights(runs: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("experiment", "words", "phases"), [
+    ("phantom_30_inerrant_stipple", ["--curriculum.score.init_args.steps=2"], 4),
+    ("phantom_30_stipple", ["--curriculum.score=organseg.curriculum.LearnedConfidence",
+                            "--curriculum.score.init_args.steps=2", "--curriculum.selection.threshold=0.5"], 4),
+    ("phantom_30_stipple0", ["--config", CONFIGS.parent / "prior" / "utransformer.yaml",
+                             "--model.init_args.coarse_network.init_args.width=4"], 0),
+])  # fmt: skip
+def test_with_other_scores_and_networks(
+    experiment: str, words: list[object], phases: int, runs: Path, toy: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    rounds = ["--curriculum.round_steps=2"] if phases else []
+    organseg("fit", "--config", CONFIGS / f"{experiment}.yaml", *words, "--data.init_args.cache", toy / "cache", *TOY,
+             "--model.init_args.coarse", runs / "round0" / "checkpoints" / "last.ckpt", "--trainer.max_steps=2",
+             *rounds, "--out", run)  # fmt: skip
+    organseg("test", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "last.ckpt")
+    assert len(list(run.glob("[0-9]*"))) == phases and (run / "prior" / "centres.csv").exists()
+    with (run / "test" / "cases.csv").open() as file:
+        assert len({row["organ"] for row in csv.DictReader(file)}) == 7
+
+
+@pytest.mark.slow
+def test_the_coarse_model_may_be_found_later_or_elsewhere(runs: Path, toy: Path, tmp_path: Path) -> None:
+    coarse = runs / "round0" / "checkpoints" / "last.ckpt"
+    words = ("fit", "--config", CONFIGS / "phantom_30_stipple0.yaml", "--data.init_args.cache", toy / "cache", *TOY,
+             "--trainer.max_steps=1", "--out", tmp_path / "run", "--model.init_args.coarse")  # fmt: skip
+    assert "no such checkpoint" in organseg(*words, tmp_path / "typo.ckpt", check=2).stderr
+    organseg(*words, coarse)
+    shutil.copytree(runs / "stipple", tmp_path / "moved")
+    shutil.copy(coarse, tmp_path / "last.ckpt")
+    again = ("fit", "--config", tmp_path / "moved" / "config.yaml", "--out", tmp_path / "moved",
+             "--model.init_args.coarse", tmp_path / "last.ckpt")  # fmt: skip
+    assert "this run is finished" in organseg(*again).stdout
+    shutil.copy(runs / "stipple0" / "checkpoints" / "last.ckpt", tmp_path / "last.ckpt")
+    assert f"asked for {tmp_path / 'last.ckpt'}" in organseg(*again, check=4).stderr
+
+
+@pytest.mark.slow
+def test_round_0_of_another_run_comes_with_its_priors(runs: Path, toy: Path, tmp_path: Path) -> None:
+    done = organseg("fit", "--config", runs / "stipple" / "config.yaml", "--out", tmp_path / "run",
+                    "--curriculum.round0", runs / "stipple", "--curriculum.gamma_max=0.5")  # fmt: skip
+    assert "round 0: training" not in done.stdout
+    for name in ("centres.csv", "made_of.json"):
+        assert (tmp_path / "run" / "prior" / name).read_bytes() == (runs / "stipple" / "prior" / name).read_bytes()
+
+
+@pytest.mark.slow
 def test_prediction_needs_the_checkpoint_alone(runs: Path, toy: Path, tmp_path: Path) -> None:
     last = tmp_path / "moved.ckpt"
     last.write_bytes((runs / "stipple" / "checkpoints" / "last.ckpt").read_bytes())

@@ -1,5 +1,7 @@
 """Means over checkpoints and views."""
 
+from functools import partial
+
 import lightning as L
 import numpy as np
 import pytest
@@ -14,11 +16,12 @@ from organseg.networks import UNet
 from organseg.volumes import Normalisation, Preprocessing, WorkingGrid
 
 
-def member(seed: int = 0, mean: float = 0.0, std: float = 1.0, organs=("liver", "spleen"), grid=None):
+def member(seed: int = 0, mean: float = 0.0, std: float = 1.0, organs=("liver", "spleen"), grid=None, window=None):
     torch.manual_seed(seed)
-    method = PartialLabelModule(organs, lambda *channels: UNet(*channels, width=4, depth=2), channels_last=False)
+    network = partial(UNet, width=4, depth=2, dims=3 if window else 2)
+    method = PartialLabelModule(organs, network, channels_last=False)
     torch.nn.init.normal_(method.network.head.bias)
-    method.preprocessing = Preprocessing(grid or WorkingGrid(), Normalisation((-160.0, 300.0), mean, std))
+    method.preprocessing = Preprocessing(grid or WorkingGrid(), Normalisation((-160.0, 300.0), mean, std), window)
     return method.eval()
 
 
@@ -75,13 +78,17 @@ def test_views_repeat_the_edge_and_nothing_wraps_around():
     assert torch.equal(shifted(image, 0, 0), image)
 
 
+def whole_case(size, window=None) -> WholeCase:
+    image = np.random.default_rng(0).normal(size=size).astype(np.float32)
+    return WholeCase(
+        "a/b", 0, image, lambda values: values, size, (1.0, 1, 1), np.eye(4), None, np.ones(2, bool), window
+    )
+
+
 def test_a_whole_case():
     members = [member(seed) for seed in range(2)]
     ensemble = attached(Ensemble(members, AUGMENTED))
-    image = np.random.default_rng(0).normal(size=(5, 8, 8)).astype(np.float32)
-    case = WholeCase(
-        "a/b", 0, image, lambda values: values, image.shape, (1.0, 1, 1), np.eye(4), None, np.ones(2, bool)
-    )
+    case = whole_case((5, 8, 8))
     probs = []
     preds = ensemble.predict_step(case, 0)
     ensemble.segment(case, lambda _, slab: probs.append(slab))
@@ -90,7 +97,35 @@ def test_a_whole_case():
     assert ensemble.predict_step(None, 0) is None
 
 
-@pytest.mark.parametrize("other", [{"organs": ("spleen", "liver")}, {"grid": WorkingGrid(size=64)}])
+def test_a_whole_case_in_windows_is_the_mean_of_what_each_member_and_view_says_of_it():
+    window = (4, 12, 10)
+    members, case = [member(seed, window=window) for seed in range(2)], whole_case((7, 16, 10), window)
+
+    def said(members, changes) -> torch.Tensor:
+        probs: list[torch.Tensor] = []
+        attached(Ensemble(members, changes)).segment(case, lambda _, slab: probs.append(slab.clone()))
+        return torch.cat(probs)
+
+    each = torch.stack([said([one], [change]) for one in members for change in AUGMENTED])
+    assert each.shape == (10, 7, 2, 16, 10) and each.std(0).max() > 0.01
+    torch.testing.assert_close(said(members, AUGMENTED), each.mean(0))
+    plain: list[torch.Tensor] = []
+    members[0].segment(case, lambda _, slab: plain.append(slab.clone()))
+    torch.testing.assert_close(each[0], torch.cat(plain))
+
+
+def test_views_of_patches_move_their_rows_and_columns_there_and_back():
+    one, image = member(window=(4, 12, 16)), torch.zeros(1, 1, 4, 12, 16)
+    image[..., 5:8, 6:10] = torch.randn(4, 3, 4)  # far from every border in the plane, from none along z
+    one.network.features = lambda image: image.expand(-1, 4, -1, -1, -1)
+    ensemble = attached(Ensemble([one], [(1.0, 3, -5), (1.0, -2, 5)]))
+    with torch.no_grad():
+        assert torch.allclose(ensemble.probabilities(shown(image)), one.network(image).sigmoid(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "other", [{"organs": ("spleen", "liver")}, {"grid": WorkingGrid(size=64)}, {"window": (8, 8, 8)}]
+)
 def test_members_that_do_not_fit_are_refused(other):
     with pytest.raises(UsageError, match="checkpoint 2 does not fit the first"):
         Ensemble([member(), member(1, **other)])

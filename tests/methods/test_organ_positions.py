@@ -3,10 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
+import torch
 
 from organseg.batch import WholeCase
 from organseg.methods.cross_fitted_priors import ALL, FIRST, SECOND, Halves, half_priors
 from organseg.methods.organ_positions import Positioning, PriorGrid, annotated_organs, learned_priors
+from organseg.priors import place
 
 
 def priors_of(cases, organs, positioning, bins):
@@ -54,6 +57,59 @@ def test_matched_organs_lie_where_their_prior_fits_in_training_and_in_test():
         off += [matched.annotated(one, known)[0] - (8 + n, 12, 12), found[0] - (8 + n, 12, 12)]
     assert np.ptp(off, axis=0).max() <= 0.6 and np.abs(off).max() <= 1.5
     assert boxes.annotated(cases[3], known)[0, 2] - 12 == tail // 2 - 0.5
+
+
+@pytest.mark.parametrize(("centring", "position"), [("boxes", "aligned"), ("matched", "matched")])
+def test_an_organ_has_one_prior_and_one_place_in_mm_whatever_the_spacing(centring, position):
+    """An ellipsoid in fine slices and in thick ones, seen by networks on other grids; the prior of one finds the other.
+
+    A scan's first voxel is that of the network's grid, which lies border on border with the others.
+    """
+    middle, radii, grid = np.array([61.0, 55.0, 66.0]), np.array([24.0, 30.0, 18.0]), (3.0, 2.0, 2.0)
+
+    def case(n: int, shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> WholeCase:
+        mm = np.ix_(*((np.arange(size) + 0.5) * step for size, step in zip(shape, spacing, strict=True)))
+        away = sum(((axis - at) / radius) ** 2 for axis, at, radius in zip(mm, middle, radii, strict=True))
+        seen = np.zeros((8 + n, 20, 24), np.float32)
+        return WholeCase(f"a/{n}", n, seen, np.float32, shape, spacing, np.eye(4), (away <= 1).astype(np.uint8),
+                         np.ones(1, bool))  # fmt: skip
+
+    fine, thick = case(0, (81, 121, 121), (1.5, 1.0, 1.0)), case(1, (24, 150, 150), (5.0, 0.8, 0.8))
+    positioning = Positioning(PriorGrid(grid), centring, 1, 30.0)
+    for one, other in ((fine, thick), (thick, fine)):
+        known = priors_of([other], ["liver"], positioning, "all")
+        expected = middle - np.array(one.working_spacing) / 2
+        found, (mask, (low, high)) = positioning.annotated(one, known), positioning.grid.placed_masks(one)[0]
+        assert (np.abs(found[0] - expected) <= np.add(grid, 1e-3)).all()
+        on_grid = positioning.grid.of(one)
+        probs = np.full((1, *on_grid.shape), 0.02)
+        probs[0][tuple(map(slice, low, high))][mask] = 0.95
+        coarse = positioning.found(on_grid, probs, np.ones(1, bool), known, position)
+        assert (np.abs(coarse[0] - expected) <= np.add(grid, 1e-3)).all()
+        # The prior, read in 1 mm steps around that place, is the ellipsoid.
+        to_mm = torch.eye(4)[None]
+        to_mm[0, :3, 3] = torch.from_numpy(expected - 40.0)
+        placed = place(known.priors, to_mm, torch.from_numpy(found)[None], (81, 81, 81), 1e-3)[0, 0] > 0.5
+        around = np.ogrid[-40:41, -40:41, -40:41]
+        organ = sum((axis / radius) ** 2 for axis, radius in zip(around, radii, strict=True)) <= 1
+        assert 2 * (placed.numpy() & organ).sum() / (placed.sum() + organ.sum()) > 0.9
+
+
+@pytest.mark.parametrize("centring", ["boxes", "matched"])
+def test_what_is_too_small_for_the_grid_is_where_it_is_and_what_is_absent_is_nowhere(centring):
+    def case(low: int, high: int) -> WholeCase:
+        truth = np.zeros((12, 12, 12), np.uint8)
+        truth[low:high, low:high, low:high] = 1
+        return WholeCase("a/b", 0, truth.astype(np.float32), np.float32, truth.shape, (1.0,) * 3, np.eye(4), truth,
+                         np.ones(2, bool))  # fmt: skip
+
+    positioning = Positioning(PriorGrid((2.0,) * 3), centring, 1, 0.0)
+    known = priors_of([case(2, 8)], ["liver", "spleen"], positioning, 5)
+    lost = case(4, 5)
+    assert not positioning.grid.placed_masks(lost)
+    found = positioning.annotated(lost, known)
+    assert found[0].tolist() == [4, 4, 4] and np.isnan(found[1]).all()
+    assert np.isnan(positioning.annotated(case(0, 0), known)).all()
 
 
 def test_a_checkpoint_carries_few_references():

@@ -13,10 +13,12 @@ from organseg.curriculum import CrossFittedConfidence
 from organseg.data import PatchDataModule
 from organseg.data.module import collate
 from organseg.errors import IntegrityError, UsageError
+from organseg.losses import partial_label_loss
 from organseg.methods import PartialLabelModule
+from organseg.methods.coarse import coarse_weights
 from organseg.methods.organ_positions import annotated_organs, learned_priors
 from organseg.networks import NNUNet, UNet, UTransformer
-from organseg.priors import place
+from organseg.priors import place, prior_logits
 from organseg.runtime.checkpoint_io import save_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -77,6 +79,18 @@ def test_training_leaves_the_coarse_model_alone_and_starts_from_it(fitted, coars
         assert torch.equal(one.network.head.weight, weights["network.head.weight"]) == same
 
 
+@pytest.mark.parametrize("use", ["activation", "input", "bottleneck", "coordinates"])
+def test_the_prior_is_in_the_loss_and_the_activation_where_it_is_used_there_alone(use, fitted):
+    module = method(None, use=[use])
+    module.known, module.centres = fitted[0].known, fitted[0].centres
+    batch, logits = next(iter(fitted[1].train_dataloader())), torch.randn(4, 4, 32, 32)
+    shifted = prior_logits(logits, module.prior_of(batch, (32, 32)))
+    biased, other = (shifted, logits) if use == "activation" else (logits, shifted)
+    loss, without = (partial_label_loss(each, batch["label"], batch["annotated"]) for each in (biased, other))
+    assert torch.equal(module.loss(logits, batch), loss) and not torch.equal(loss, without)
+    assert torch.equal(module.activate(logits, batch), torch.sigmoid(biased))
+
+
 @pytest.mark.parametrize("use", [["input"], ["bottleneck"], ["coordinates"], ["activation", "input", "coordinates"]])
 def test_other_places_of_the_prior(use, coarse, cache, tmp_path):
     module, data = method(coarse, use=use), data_of(cache)
@@ -102,6 +116,7 @@ def test_without_any_use_it_is_the_coarse_model_trained_on(coarse, cache, tmp_pa
         assert torch.equal(module.state_dict()[name], value), name
     case = replace(data_of(cache).training_cases()[0], key="other/scan")
     assert np.array_equal(module.segment(case), plain.segment(case))
+    assert "coarse" in (tmp_path / "prior" / "made_of.json").read_text()
 
 
 def test_priors_of_another_run(fitted, coarse, cache, tmp_path):
@@ -126,6 +141,8 @@ def test_priors_of_another_run(fitted, coarse, cache, tmp_path):
         save_checkpoint({"state_dict": state}, tmp_path / "leak.ckpt")
         with pytest.raises(UsageError, match="held out or hidden here: tiny/case"):
             trainer(tmp_path / "leak").fit(method(coarse, prior=tmp_path / "leak.ckpt"), data_of(cache))
+    with pytest.raises(UsageError, match=r"nothing\.ckpt: no such checkpoint"):
+        trainer(tmp_path / "none").fit(method(coarse, prior=tmp_path / "nothing.ckpt"), data_of(cache))
     with pytest.raises(UsageError, match="holds no priors"):
         trainer(tmp_path / "none").fit(method(coarse, prior=coarse), data_of(cache))
 
@@ -156,6 +173,13 @@ def test_a_coarse_model_that_may_know_more_is_refused(cache, tmp_path):
     (tmp_path / "unfinished").mkdir()
     path = coarse_of(data, tmp_path / "unfinished" / "last.ckpt", 7, identity=identity)
     with pytest.raises(UsageError, match="stopped after 7 of 9 steps"):
+        trainer(tmp_path).fit(method(path), data)
+    identity["curriculum.round_steps"] = 5
+    for steps in (9, 5, 7):  # the phases of a curriculum, of which each counts its own
+        path = coarse_of(data, tmp_path / "unfinished" / "last.ckpt", steps, identity=identity)
+        if steps != 7:
+            assert coarse_weights(path, ORGANS, data.preprocessing, data.content_hash)
+    with pytest.raises(UsageError, match="stopped after 7 of 9 or 5 steps"):
         trainer(tmp_path).fit(method(path), data)
     path = coarse_of(data, tmp_path / "coarse.ckpt", model={"class_path": "organseg.methods.PriorModule"})
     with pytest.raises(UsageError, match="without a prior"):

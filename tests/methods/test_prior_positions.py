@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 from stippled import GRID, ORGANS, ball_model, coarse_of, data_of, method, trainer
+from synthetic import make_cache, make_case, write_dataset, write_label_map
 from torch import nn
 
 from organseg.batch import View
+from organseg.data.module import collate
 from organseg.errors import Interrupted, UsageError
 from organseg.methods.ensemble import Ensemble, moved
 from organseg.methods.organ_positions import Positioning, PriorGrid, annotated_organs, learned_priors, true_centres
-from organseg.priors import positions
+from organseg.priors import Reference, positions
 from organseg.processes import STOP
 from organseg.volumes import Normalisation
 
@@ -47,14 +49,20 @@ def test_priors_are_built_of_the_fold_s_annotated_training_cases_alone(cache):
     assert not {case.key for case in data.cohort.test} & {case for prior in known.priors for case in prior.cases}
 
 
-@pytest.mark.parametrize("position", ["aligned", "naive"])
+@pytest.mark.parametrize("position", ["matched", "aligned", "naive"])
 def test_a_case_is_searched_on_the_prior_s_grid_and_found_in_mm(fitted, position, monkeypatch):
     module, data, folder = fitted
     module.trainer = trainer(folder)
     truth = np.array([[52.0, 120, 90], [44.0, 200, 200], [np.nan] * 3, [70.0, 130, 220]], np.float32)
     monkeypatch.setattr(module, "_coarse_probabilities", ball_model(truth, 30.0))
     monkeypatch.setattr(module, "position", position)
-    monkeypatch.setattr(module, "positioning", Positioning(PriorGrid((5.0, 4.0, 4.0)), "boxes", 1, 0.0))
+    spacing, centring = (5.0, 4.0, 4.0), "matched" if position == "matched" else "boxes"
+    positioning = Positioning(PriorGrid(spacing), centring, 1, 30.0)
+    mm = [np.arange(-7, 8) * step for step in spacing]
+    ball = Reference("a/ball", sum(axis**2 for axis in np.ix_(*mm)) <= 30.0**2)
+    known = learned_priors(((ball,),) * 4, ORGANS, positioning, "all")
+    monkeypatch.setattr(module, "positioning", positioning)
+    monkeypatch.setattr(module, "known", known)
     case = data.training_cases()[0]
     # Wanted on a finer grid than the network's: positions are mm from the first voxel of the network's all the same.
     fine = replace(case, key="other/scan", shape=(24, 64, 32), spacing=(5.0, 4.5, 8.0), truth=None)
@@ -90,18 +98,57 @@ def test_a_stop_while_organs_are_found(cache, coarse, tmp_path, monkeypatch):
     assert not (tmp_path / "prior").exists()
 
 
-def test_annotated_organs_are_where_they_are_annotated_and_others_where_the_coarse_model_finds_them(fitted):
-    module, data, folder = fitted
-    table = [line.split(",") for line in (folder / "prior" / "centres.csv").read_text().splitlines()[1:]]
-    said = {(case, organ): source for case, organ, source, *_ in table}
-    assert len(said) == len(data.cohort.train) * 4
+def table_of(folder: Path) -> dict[tuple[str, str], list[str]]:
+    """(case, organ) -> who says where it is, and where."""
+    lines = (folder / "prior" / "centres.csv").read_text().splitlines()[1:]
+    return {(case, organ): said for case, organ, *said in (line.split(",") for line in lines)}
+
+
+def test_annotated_organs_are_where_they_are_annotated_and_others_where_the_coarse_model_finds_them(
+    cache, coarse, tmp_path, monkeypatch
+):
+    module, data = method(coarse, position="naive"), data_of(cache)
+    found = np.array([[52.0, 120, 90], [44.0, 200, 200], [np.nan] * 3, [70.0, 130, 220]], np.float32)
+    monkeypatch.setattr(module, "_coarse_probabilities", ball_model(found, 30.0))
+    trainer(tmp_path).fit(module, data)
+    table = table_of(tmp_path)
+    assert len(table) == len(data.cohort.train) * 4
+    sources = set()
     for case in data.cohort.train:
-        centres = case.centres()
         for k, organ in enumerate(ORGANS):
-            source = said[case.key, organ]
-            assert (source in ("annotation", "absent")) == bool(case.known[k])
-            if source == "annotation":
-                np.testing.assert_allclose(module.centres[case.key][k], centres[k], rtol=1e-6)
+            centre, (source, *mm) = module.centres[case.key][k], table[case.key, organ]
+            if case.known[k]:
+                assert source == "annotation"
+                np.testing.assert_allclose(centre, case.centres()[k], rtol=1e-6)
+            else:
+                assert source == ("not found" if np.isnan(found[k]).any() else "coarse model")
+                np.testing.assert_allclose(centre, found[k], atol=5.0)
+            assert mm == ["" if np.isnan(value) else f"{value:.1f}" for value in centre]
+            sources.add(source)
+    assert sources == {"annotation", "coarse model", "not found"}
+
+
+@pytest.mark.parametrize(("centring", "position"), [("boxes", "naive"), ("matched", "matched")])
+def test_an_absent_organ_is_nowhere(centring, position, tmp_path, monkeypatch):
+    dataset = write_dataset(tmp_path / "set", 6)
+    for n in range(3):  # some of them are in the training part, whatever the fold
+        label = make_case(n)[1]
+        write_label_map(tmp_path / "set" / f"case{n}_label.nii.gz", np.where(label == 7, 0, label))
+    data = data_of(make_cache(dataset, tmp_path / "cache"), label_share=1.0)
+    module = method(coarse_of(data, tmp_path / "coarse.ckpt"), centring=centring, position=position)
+    monkeypatch.setattr(module, "_coarse_probabilities", ball_model(np.full((4, 3), 100.0, np.float32), 30.0))
+    trainer(tmp_path).fit(module, data)
+    table = table_of(tmp_path)
+    lacking = {case.key for case in data.cohort.train} & {f"tiny/case{n}" for n in range(3)}
+    assert lacking
+    for (case, organ), said in table.items():
+        absent = case in lacking and organ == "spleen"
+        assert (said == ["absent", "", "", ""]) == absent and (said[0] == "annotation") != absent
+        assert np.isnan(module.centres[case][ORGANS.index(organ)]).all() == absent
+    samples = data_of(tmp_path / "cache", label_share=1.0).samples()
+    batch = collate([samples[step, 0] for step in range(12)])
+    neutral = (module.prior_of(batch, (32, 32))[:, 3] == 0.5).flatten(1).all(dim=1)
+    assert neutral.tolist() == [case in lacking for case in batch["case"]] and neutral.any()
 
 
 def test_a_truth_is_never_looked_at_to_find_a_test_case_s_organs(fitted):

@@ -1,8 +1,10 @@
 """Masks moved onto one another: the prior that they make (ours; METHOD.md 2.1)."""
 
 import numpy as np
+import pytest
 
-from organseg.priors import matched_prior
+from organseg.priors import matched_centre, matched_prior
+from organseg.priors.build import bounding_box
 
 SHIFT = (3, 3, 3)
 
@@ -27,3 +29,14 @@ def test_equal_masks_lie_on_each_other():
     prior = matched_prior([mask, tailed, mask], SHIFT)
     assert sorted(np.unique(prior.round(3))) == [0, np.float32(0.333), 1]
     assert (prior == 1).sum() == mask.sum()
+
+
+@pytest.mark.parametrize("shown", [slice(0, 21), slice(21, 60)])
+def test_a_scan_that_ends_in_the_organ_does_not_move_it(shown: slice):
+    z, y, x = np.ogrid[:60, :50, :50]
+    organ = (((z - 22) / 12) ** 2 + ((y - 24) / 8) ** 2 + ((x - 26) / 6) ** 2) <= 1
+    prior, probs = matched_prior([organ], SHIFT), 0.95 * organ[shown]
+    box = bounding_box(probs > 0.5)
+    found = matched_centre(probs, box, prior, (15, 10, 10))
+    np.testing.assert_allclose(found, (22 - shown.start, 24, 26), atol=1.0)
+    assert abs((box[0] + box[1] - 1)[0] / 2 + shown.start - 22) > 4, "the middle of what is seen"

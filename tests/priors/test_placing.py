@@ -84,6 +84,23 @@ def test_through_augmentation():
     torch.testing.assert_close(found, expected)
 
 
+def test_a_patch_that_is_turned_from_z_to_y_voxel_by_voxel():
+    """Its first axis goes down y and its second up z, so that each row of a plane reads another slice."""
+    spacing, centre = (2.0, 1.0, 1.0), np.array([10.0, 6.0, 5.5])
+    prior = prior_of([blob(seed) for seed in range(3)], 3, spacing)
+    to_mm = np.array([[0.0, 2, 0, 4], [-1, 0, 0, 9], [0, 0, 1, 1], [0, 0, 0, 1]])
+    size, expected = (9, 8, 8), np.full((9, 8, 8), FLOOR)
+    for index in np.ndindex(size):
+        mm = (to_mm @ (*index, 1))[:3]
+        z, y, x = (int(n) for n in (mm - centre) / spacing + (np.array(prior.size) - 1) / 2)
+        if 0 <= z < prior.size[0] and 0 <= y < prior.size[1] and 0 <= x < prior.size[2]:
+            expected[index] = np.clip(prior.probs[z * 3 // prior.size[0], y, x], FLOOR, 1 - FLOOR)
+    assert len(np.unique(expected)) > 5
+    to_mm, centre = torch.from_numpy(to_mm).float(), torch.from_numpy(centre).float()
+    found = place([prior], to_mm[None], centre[None, None], size, FLOOR)[0, 0]
+    torch.testing.assert_close(found, torch.from_numpy(expected).float())
+
+
 def test_organs_without_a_position_or_a_prior_are_neutral():
     prior = prior_of([blob(0)], bins=5)
     centre = torch.tensor([[[4.0, 3, 3], [4.0, 3, 3]], [[float("nan")] * 3, [4.0, 3, 3]]])

@@ -76,6 +76,9 @@ def test_references_are_drawn_by_seed_and_case_and_never_the_case_itself():
     pool = [reference(f"a/{n}") for n in range(9)]
     mine = [one.case for one in drawn(pool, "a/4", 0, 3)]
     assert mine == [one.case for one in drawn(pool[::-1], "a/4", 0, 3)] and len(set(mine)) == 3
+    pool_of_others = [reference(f"b/{n}") for n in range(9)]
+    in_predict, in_test = ([one.case for one in drawn(pool_of_others, case, 0, 3)] for case in ("4", "a/4"))
+    assert in_predict == in_test
     everyone = {one.case for one in drawn(pool, "a/4", 0, 99)}
     assert len(everyone) == 8 and "a/4" not in everyone
     assert {tuple(one.case for one in drawn(pool, "a/4", seed, 1)) for seed in range(20)} != {tuple(mine[:1])}
