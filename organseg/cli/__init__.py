@@ -194,7 +194,7 @@ def _add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     reporter.add_argument("run", metavar="RUN")
     reporter.add_argument(
         "what", nargs="?", default="all", choices=("all", "attention", "receptive-field", "prior"),
-        help="all (default), where the network's attention looks for a voxel, what its bottleneck sees, or STIPPLE's "
+        help="all (default), where the network's attention looks for a voxel, what a layer of it sees, or STIPPLE's "
         "priors (with --case: where they lie in it)",
     )  # fmt: skip
     reporter.add_argument("--case", metavar="DATASET/ID", help="attention, prior: a case of the run's cache")
@@ -202,6 +202,9 @@ def _add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPar
         "--voxel", type=int, nargs=3, metavar=("Z", "Y", "X"),
         help="attention: index in the cached image, z from the feet, y from the front, x from the patient's right",
     )  # fmt: skip
+    reporter.add_argument(
+        "--layer", default="bottom", metavar="NAME", help="receptive-field: whose it is (%(default)s: the bottleneck)"
+    )
 
     doctor = commands.add_parser("doctor", help="what this machine has, and what would go wrong on it")
     doctor.add_argument("--cache", nargs="+", default=[], help="prepared folders to look at")

@@ -96,17 +96,25 @@ def _voxel(given: Sequence[int] | None, label: NDArray[np.uint8], organs: int) -
 
 
 def receptive_field(arguments: Namespace) -> Path:
-    """Draw what the middle of the bottleneck sees; returns the picture's path."""
-    run = Path(arguments.run)
+    """Draw what the middle of a layer sees; returns the picture's path.
+
+    Raises:
+        UsageError: If the network has no such layer, or what it gives is no map.
+    """
+    run, layer = Path(arguments.run), arguments.layer
     config = read_config(run)
     module = _seeing_images(run)
     size = _trained_size(run, config, module)
-    name = _bottom(module.network)
-    effective = effective_receptive_field(module.network, module.network.get_submodule(name), size)
+    name = _named(module.network, layer)
+    try:
+        effective = effective_receptive_field(module.network, module.network.get_submodule(name), size)
+    except ValueError as error:
+        raise UsageError(f"--layer {layer}: {error}; {_layers(module.network)}") from error
     theoretical = theoretical_receptive_field(module.network, name, size)
     shape = " x ".join(map(str, size))
-    title = f"{run.resolve().name}: the middle of the bottleneck, 20 random inputs of {shape}"
-    return _write(run, "receptive_field.png", draw_receptive_field(effective, theoretical, title))
+    seeing, of = ("the bottleneck", "") if layer == "bottom" else (layer, f"_{layer}")
+    title = f"{run.resolve().name}: the middle of {seeing}, 20 random inputs of {shape}"
+    return _write(run, f"receptive_field{of}.png", draw_receptive_field(effective, theoretical, title))
 
 
 def _trained_size(run: Path, config: Mapping[str, Any], module: SegmentationModule) -> Sequence[int]:
@@ -189,12 +197,23 @@ def prior(arguments: Namespace) -> Path:
     return _write(run, f"prior_{arguments.case.replace('/', '_')}.png", figure)
 
 
-def _bottom(network: nn.Module) -> str:
-    """Name of the bottleneck."""
-    names: list[str] = [name for name, _ in network.named_modules() if name.rpartition(".")[2] == "bottom"]
-    if not names:
-        raise UsageError(f"{type(network).__name__} has no layer named `bottom`, whose receptive field is drawn")
+def _named(network: nn.Module, layer: str) -> str:
+    """Whole name of a layer, also of one that is inside of what attention was put into."""
+    names: list[str] = [name for name, _ in network.named_modules() if f".{name}".endswith(f".{layer}")]
+    if not layer or not names:
+        raise UsageError(f"--layer {layer}: no such layer; {_layers(network)}")
     return min(names, key=lambda name: name.count("."))
+
+
+def _layers(network: nn.Module) -> str:
+    """The layers of a network by their names, without what its blocks are made of."""
+
+    def inside_a_block(name: str) -> bool:
+        parent = network.get_submodule(name.rpartition(".")[0])
+        return not (isinstance(parent, nn.ModuleList) or hasattr(parent, "features"))
+
+    named = [name for name, module in network.named_modules() if name and not isinstance(module, nn.ModuleList)]
+    return f"the network has {', '.join(name for name in named if not inside_a_block(name))}"
 
 
 def _write(run: Path, name: str, figure: Figure) -> Path:

@@ -20,7 +20,8 @@ class PatchDataModule(CaseDataModule):
     """3D patches of partially labelled scans.
 
     Half of a batch walks through all slices of all cases, with the patch's middle anywhere in the slice; the other
-    half draws an organ first, then a slice that shows it in a case that annotates it, then one of its voxels there.
+    half draws an organ first, then a slice that shows it in a case that annotates it, then one of its voxels there,
+    which augmentation does not move out of the patch.
 
     Args:
         cache: Folder that `organseg prepare` filled, best with `--spacing`.
@@ -130,14 +131,16 @@ class PatchSamples(CaseSamples):
         patch, shape, spacing = (
             np.asarray(values) for values in (self.patch, self.shapes[draw.case], self.spacings[draw.case])
         )
-        start = patch_start(self._middle(draw), patch, shape)
+        middle = self._middle(draw)
+        start = patch_start(middle, patch, shape)
         from_middle = np.eye(4)
         from_middle[:3, 3] = -(patch - 1) / 2
         to_mm = np.diag([*spacing, 1])
         change = self.augmentation.matrix(draw.rng, patch * spacing) if self.augmentation else np.eye(4)
         to_place = np.eye(4)
         to_place[:3, 3] = start + (patch - 1) / 2
-        return to_place @ np.linalg.inv(to_mm) @ change @ to_mm @ from_middle
+        to_case = to_place @ np.linalg.inv(to_mm) @ change @ to_mm @ from_middle
+        return to_case if draw.organ is None else showing(middle, to_case, patch)
 
     def _middle(self, draw: Draw) -> NDArray[np.int64]:
         """The voxel (z, y, x) that the patch is to have in its middle."""
@@ -148,6 +151,22 @@ class PatchSamples(CaseSamples):
             pixels = np.argwhere(label[0] == draw.organ + 1)
             return np.array([draw.z, *pixels[draw.rng.integers(len(pixels))]])
         return np.array([draw.z, draw.rng.integers(shape[1]), draw.rng.integers(shape[2])])
+
+
+def showing(voxel: NDArray[np.int64], to_case: NDArray[np.float64], patch: NDArray[np.int64]) -> NDArray[np.float64]:
+    """A patch's place in a case, moved where a voxel has fallen out of the patch until it is back at its border.
+
+    Args:
+        voxel: [3] index (z, y, x) of the case.
+        to_case: [4, 4], index (z, y, x, 1) of the patch -> of the case.
+        patch: [3] its size.
+    """
+    index = (np.linalg.inv(to_case) @ [*voxel, 1])[:3]
+    beyond = index - np.clip(index, 0, patch - 1)
+    beyond[np.abs(beyond) <= 0.5] = 0  # half a voxel around the outermost centres is inside
+    moved = to_case.copy()
+    moved[:3, 3] += to_case[:3, :3] @ beyond
+    return moved
 
 
 def patch_start(middle: NDArray[np.int64], patch: NDArray[np.int64], shape: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from organseg.networks.unet import make_conv, make_norm, resize
 
-_MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.adaptive_max_pool2d, 3: F.adaptive_max_pool3d}
+_MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -294,7 +294,7 @@ class MultiHeadCrossAttention(nn.Module):
 
     def _projected(self, high: Tensor, skip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         coarse = high.shape[2:]
-        pooled = _MAX_POOL[len(coarse)](skip, coarse)
+        pooled = _MAX_POOL[len(coarse)](skip, [fine // n for fine, n in zip(skip.shape[2:], coarse, strict=True)])
         if self.positional_encoding:
             high, pooled = with_positions(high), with_positions(pooled)
         seen, size = high, self.key_size(coarse)

@@ -41,7 +41,8 @@ class MapsAtBottom(nn.Module):
         assert self.maps is not None
         pool: Any = F.adaptive_avg_pool2d if deepest.ndim == 4 else F.adaptive_avg_pool3d
         # The network pads its input to whole strides: the maps must lie under it as the image does.
-        coarse: Tensor = pool(pad_to_multiple(self.maps, self.strides), deepest.shape[2:])
+        padded = [n * stride for n, stride in zip(deepest.shape[2:], self.strides, strict=True)]
+        coarse: Tensor = pool(pad_to_multiple(self.maps, padded), deepest.shape[2:])
         result: Tensor = self.before(deepest) + self.entry(coarse.to(deepest.dtype))
         return result
 

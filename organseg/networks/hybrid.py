@@ -15,16 +15,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from organseg.networks.attention import MultiHeadSelfAttention, TransformerBlock
-from organseg.networks.unet import Norm, UNet, crop, pad_to_multiple
+from organseg.networks.unet import Norm, UNet, crop, multiple_of, pad_to_multiple
 
 
 class HybridUNet(nn.Module):
     """A U-Net over patches with a Transformer block over the volume in its bottleneck.
 
+    The volume is the data's `patch_size` (in 2D a slice): a whole multiple of `patch` in each axis, or its edge is
+    repeated, and twice as long in some, or there is one patch alone.
+
     Args:
         in_channels: Channels of the image.
         out_channels: Channels of the logits; set by the method.
-        patch: Voxels of each axis that convolutions see; the U-Net's strides divide it.
+        patch: Voxels of each axis that convolutions see; the U-Net's strides divide it, and it has more than one.
         heads: Of the attention.
         width: Channels of the first level.
         depth: Levels.
@@ -49,10 +52,11 @@ class HybridUNet(nn.Module):
         self.unet = UNet(in_channels, out_channels, width, depth, dims, norm, "convolution")
         self.head = self.unet.head
         self.unet.head = nn.Identity()
-        if norm == "batch" or len(patch) != dims or any(n % s for n, s in zip(patch, self.unet.strides, strict=False)):
+        strides = self.unet.strides
+        if norm == "batch" or len(patch) != dims or list(patch) != multiple_of(patch, strides, self.unet.fewest):
             msg = (
-                f"HybridUNet needs a patch of {dims} axes that {self.unet.strides} divides and a norm other than "
-                f"batch, got patch {tuple(patch)} and norm {norm}"
+                f"HybridUNet needs a patch of {dims} axes that {strides} divides, larger than that, and a norm other "
+                f"than batch, got patch {tuple(patch)} and norm {norm}"
             )
             raise ValueError(msg)
         self.patch = tuple(patch)

@@ -55,6 +55,7 @@ class NNUNet(nn.Module):
         depth = len(strides)
         self.channels = channels = [min(width * 2**level, MAX_WIDTH[dims]) for level in range(depth)]
         self.strides = [math.prod(axis) for axis in zip(*strides, strict=True)]
+        self.fewest = 2  # instance norm leaves nothing of one voxel
         self.encoder = nn.ModuleList()
         for level, (before, after) in enumerate(pairwise([in_channels, *channels])):
             blocks = RESIDUAL_BLOCKS[min(level, len(RESIDUAL_BLOCKS) - 1)] if residual else 1
@@ -97,7 +98,7 @@ class NNUNet(nn.Module):
 
     def _decoded(self, image: Tensor) -> list[Tensor]:
         """The decoder's maps, coarsest first, of the padded image."""
-        image = pad_to_multiple(image, self.strides)
+        image = pad_to_multiple(image, self.strides, self.fewest)
         skips: list[Tensor] = []
         for block in self.encoder:
             image = block(image)

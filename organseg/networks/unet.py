@@ -6,7 +6,7 @@ and the output cropped back. Legend: B cases, C channels, *S spatial axes.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import gcd
+from math import gcd, prod
 from typing import Literal
 
 import torch
@@ -104,7 +104,8 @@ class UNet(nn.Module):
     """The encoder-decoder of Table A.1: 31,038,663 parameters with the default options.
 
     `bottom` is applied to the deepest map and `gates` to the skips, deepest first; here they do nothing, attention
-    networks put theirs in their places. `channels` are those of each level, finest first.
+    networks put theirs in their places. `channels` are those of each level, finest first; `strides` the voxels of the
+    input for one of the deepest map, of each axis; `fewest` the voxels that this map has at least.
 
     Args:
         in_channels: Channels of the image.
@@ -132,6 +133,7 @@ class UNet(nn.Module):
             raise ValueError(msg)
         self.channels = channels = [width * 2**level for level in range(depth)]
         self.strides = [2 ** (depth - 1)] * dims
+        self.fewest = 2 if norm == "instance" else 1
         self.encoder = nn.ModuleList(
             ConvBlock(before, after, dims, norm, norm_after) for before, after in pairwise([in_channels, *channels])
         )
@@ -151,7 +153,7 @@ class UNet(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """What the last 1 x 1 convolution sees: [B, C, *S] -> [B, width, *S], any size."""
-        *skips, deepest = self.encode(pad_to_multiple(image, self.strides))
+        *skips, deepest = self.encode(pad_to_multiple(image, self.strides, self.fewest))
         return crop(self.decode(self.bottom(deepest), skips), image.shape[2:])
 
     def encode(self, image: Tensor) -> list[Tensor]:
@@ -188,9 +190,24 @@ def resize(image: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(image, tuple(size), mode=mode, align_corners=False)
 
 
-def pad_to_multiple(image: Tensor, multiples: Sequence[int]) -> Tensor:
-    """Repeat the edge after the last index of each spatial axis until its multiple divides it; [B, C, *S]."""
-    missing = [-n % multiple for n, multiple in zip(image.shape[2:], multiples, strict=True)]
+def multiple_of(size: Sequence[int], multiples: Sequence[int], fewest: int = 1) -> list[int]:
+    """The next larger size that the multiples divide.
+
+    Args:
+        size: Length of each spatial axis.
+        multiples: Likewise.
+        fewest: Multiples that fit into it, over all axes: instance norm needs two voxels of the deepest map.
+    """
+    counts = [-(-n // multiple) for n, multiple in zip(size, multiples, strict=True)]
+    if prod(counts) < fewest:
+        counts[-1] = fewest
+    return [count * multiple for count, multiple in zip(counts, multiples, strict=True)]
+
+
+def pad_to_multiple(image: Tensor, multiples: Sequence[int], fewest: int = 1) -> Tensor:
+    """Repeat the edge after the last index of each spatial axis up to the size of `multiple_of`; [B, C, *S]."""
+    size = multiple_of(image.shape[2:], multiples, fewest)
+    missing = [want - have for have, want in zip(image.shape[2:], size, strict=True)]
     if not any(missing):
         return image
     padding = [side for n in reversed(missing) for side in (0, n)]

@@ -69,6 +69,9 @@ class UTransformer(nn.Module):
             if given and not present:
                 msg = f"`{option}` is an option of `{part}`, which is off; leave it out, or set `{part}: true`"
                 raise ValueError(msg)
+        if mhca and backbone == "attention_unet":
+            msg = "`mhca` would replace the gates of attention_unet; set `mhca: false`, or another backbone"
+            raise ValueError(msg)
         self.backbone = _BACKBONES[backbone](
             in_channels, out_channels, width=width, depth=depth, dims=dims, **(options or {})
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from organseg.networks import MultiHeadCrossAttention, MultiHeadSelfAttention
 from organseg.networks.receptive_field import field_size
+from organseg.networks.unet import multiple_of
 from organseg.report.figures import new_figure, shown
 from organseg.report.overlays import paint
 from organseg.report.views import Slice
@@ -72,9 +73,9 @@ def attention_maps(network: nn.Module, image: Tensor, voxel: Sequence[int]) -> l
 
 
 def padded_size(network: nn.Module, size: Sequence[int]) -> list[int]:
-    """Size of the image that the tokens of the network cover: its strides divide it."""
+    """Size of the image that the tokens of the network cover: its strides, if it has any, divide it."""
     inner: Any = next((part for name, part in network.named_children() if name in ("backbone", "unet")), network)
-    return [-(-n // stride) * stride for n, stride in zip(size, inner.strides, strict=True)]
+    return multiple_of(size, getattr(inner, "strides", [1] * len(size)), getattr(inner, "fewest", 1))
 
 
 def draw_attention(
@@ -121,12 +122,12 @@ def _sharpest(heads: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def draw_receptive_field(effective: Tensor, theoretical: Tensor, title: str) -> Figure:
-    """The gradient of the bottleneck's central unit, and what it could see at most.
+    """The gradient of a layer's central unit, and what it could see at most.
 
     Args:
         effective: [*S], see `effective_receptive_field`.
         theoretical: bool [*S].
-        title: Of the network.
+        title: Of the network and the layer.
     """
     plane, border = (field if field.ndim == 2 else field[field.shape[0] // 2] for field in (effective, theoretical))
     relative = (plane / effective.max()).numpy()

@@ -1,20 +1,24 @@
 """`report attention` and `receptive-field` show what the network sees: in windows, and in training."""
 
+import re
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
+from organseg import cli
 from organseg.batch import WholeCase
 from organseg.cli import analysis
 from organseg.cli.analysis import attention, receptive_field, seen_around
+from organseg.cli.modules import build_module, trust
+from organseg.cli.trusted import take_trusted
 from organseg.data.cache import CaseArrays, CaseHeader, write_case
 from organseg.errors import UsageError
 from organseg.inference import segment_windows
-from organseg.methods import TransformerModule
 from organseg.runtime.checkpoint_io import save_checkpoint
 from organseg.volumes import Normalisation, Preprocessing, WorkingGrid
 
@@ -22,8 +26,14 @@ SHAPE, SPACING = (6, 20, 40), (3.0, 2.0, 2.0)
 NORMALISATION = Normalisation((-160.0, 300.0), 10.0, 100.0)
 
 
-def make_run(folder: Path, dims: int, grid: WorkingGrid, window: tuple[int, int, int] | None) -> Path:
-    """An untrained U-Transformer, and a cache of one case."""
+def make_run(
+    folder: Path,
+    dims: int,
+    grid: WorkingGrid,
+    window: tuple[int, int, int] | None,
+    model: dict[str, Any] | None = None,
+) -> Path:
+    """An untrained U-Transformer, or another method, and a cache of one case."""
     scan = np.random.default_rng(0).integers(-1000, 400, SHAPE).astype(np.int16)
     label = np.zeros(SHAPE, np.uint8)
     header = CaseHeader(
@@ -34,9 +44,9 @@ def make_run(folder: Path, dims: int, grid: WorkingGrid, window: tuple[int, int,
     (folder / "cache" / "toy").mkdir(parents=True)
     write_case(folder / "cache" / "toy" / "a.h5", header, CaseArrays(scan, label, label))
     options = {"heads": 2, "levels": 2, "network": {"width": 4, "depth": 3, "dims": dims}}
-    module = TransformerModule(["liver"], **options)
+    model = model or {"class_path": "organseg.methods.TransformerModule", "init_args": options}
+    module = build_module(model, ["liver"])
     preprocessing = Preprocessing(grid, NORMALISATION, window).to_json()
-    model = {"class_path": "organseg.methods.TransformerModule", "init_args": options}
     record = {"model": model, "organs": ["liver"], "preprocessing": preprocessing, "identity": {}}
     run = folder / "run"
     (run / "checkpoints").mkdir(parents=True)
@@ -108,7 +118,7 @@ def test_attention_of_a_slice(tmp_path, drawn):
 )
 def test_receptive_fields_are_of_the_size_that_the_network_was_trained_on(tmp_path, drawn, dims, grid, window, size):
     run = make_run(tmp_path, dims, grid, window)
-    assert receptive_field(Namespace(run=str(run))).stat().st_size > 10_000
+    assert receptive_field(Namespace(run=str(run), layer="bottom")).stat().st_size > 10_000
     effective, theoretical, title = drawn["draw_receptive_field"]
     assert effective.shape == theoretical.shape == size
     assert title.endswith(f"20 random inputs of {' x '.join(map(str, size))}")
@@ -118,4 +128,47 @@ def test_without_a_cache_the_size_of_own_slices_is_unknown(tmp_path):
     run = make_run(tmp_path, 2, WorkingGrid(), None)
     (tmp_path / "cache" / "toy" / "a.h5").unlink()
     with pytest.raises(UsageError, match=r"found no case of the run's data sets.*put the cache back"):
-        receptive_field(Namespace(run=str(run)))
+        receptive_field(Namespace(run=str(run), layer="bottom"))
+
+
+@pytest.mark.parametrize(("layer", "side"), [("encoder.1", 14), ("backbone.encoder.1", 14), ("encoder.0.0", 3)])
+def test_any_layer_has_a_receptive_field(tmp_path, drawn, layer, side):
+    run = make_run(tmp_path, 2, WorkingGrid(48), None)
+    assert receptive_field(Namespace(run=str(run), layer=layer)).name == f"receptive_field_{layer}.png"
+    effective, theoretical, title = drawn["draw_receptive_field"]
+    assert theoretical.sum() == side**2 and not effective[~theoretical].any() and effective.any()
+    assert f"the middle of {layer}, 20 random inputs of 48 x 48" in title
+
+
+@pytest.mark.parametrize(("layer", "why"), [
+    ("encoder.3", "no such layer"),
+    ("oder.1", "no such layer"),
+    ("", "no such layer"),
+    ("head", "it gives no map on the way"),
+    ("encoder", "it gives no map on the way"),
+    ("bottom.query", "it gives no map on the way"),
+])  # fmt: skip
+def test_a_layer_that_is_none_is_refused_with_the_names_of_all(tmp_path, layer, why):
+    run = make_run(tmp_path, 2, WorkingGrid(48), None)
+    with pytest.raises(UsageError, match=f"--layer {layer}: {why}.*; the network has backbone, ") as caught:
+        receptive_field(Namespace(run=str(run), layer=layer))
+    names = str(caught.value).partition("the network has ")[2].split(", ")
+    assert {"backbone.encoder.2", "backbone.bottom", "backbone.decoder.1", "head"} < set(names) and len(names) < 20
+
+
+def test_pictures_of_the_readmes_own_network(tmp_path, monkeypatch, capsys):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (text,) = re.findall(r"^```python\n(.*?)^```", readme, flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    take_trusted(["--trust-import", "mine"])
+    trust()
+    network = {"class_path": "mine.Mine", "init_args": {"width": 4}}
+    model = {"class_path": "organseg.methods.PartialLabelModule", "init_args": {"network": network}}
+    report = ["report", str(make_run(tmp_path, 2, WorkingGrid(), None, model)), "--trust-import", "mine"]
+    assert cli.run([*report, "attention", "--case", "toy/a"]) == 2
+    assert "its network has no attention; train one" in capsys.readouterr().err
+    assert cli.run([*report, "receptive-field"]) == 2
+    assert "--layer bottom: no such layer; the network has body, head" in capsys.readouterr().err
+    assert cli.run([*report, "receptive-field", "--layer", "body"]) == 0
+    assert capsys.readouterr().out.endswith("receptive_field_body.png\n")

@@ -1,5 +1,6 @@
 """3D batches: where patches lie, what they show, and that nothing but (seed, step, position) decides it."""
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -8,7 +9,7 @@ from synthetic import SPACING, make_cache, write_dataset
 from organseg.data import PatchDataModule
 from organseg.data.augment3d import PatchAugmentation
 from organseg.data.module import ResumableLoader, WholeCases
-from organseg.data.patches import PatchSamples, patch_start
+from organseg.data.patches import PatchSamples, patch_start, showing
 from organseg.data.pseudo_labels import PseudoLabels, RoundHeader, write_pseudo_labels
 from organseg.data.sampling import StepSampler
 from organseg.errors import UsageError
@@ -54,6 +55,51 @@ def test_what_was_drawn_for_an_organ_has_it_in_its_middle(data):
         assert (sample["label"] == draw.organ + 1).any()
         shown.append(draw.organ)
     assert set(shown) == set(range(4)) and len(shown) == 40
+
+
+def test_augmentation_does_not_move_what_was_drawn_out_of_the_patch(prepared):
+    """Organs reach the lowest slices, where the patch cannot have them in its middle."""
+    samples = module(prepared, augmentation=PatchAugmentation(shift=0.4)).samples()
+    size, moved = np.array(PATCH), 0
+    for key, sample in every(samples, 60):
+        draw = samples.plan.draw(*key)
+        if draw.organ is None:
+            continue
+        voxel = samples._middle(draw)
+        index = (np.linalg.inv(sample["index_to_mm"]) @ [*(voxel * SPACING), 1])[:3]
+        assert (index > -0.501).all() and (index < size - 0.499).all()
+        moved += bool((np.minimum(np.abs(index), np.abs(index - size + 1)) < 1e-3).any())
+    assert moved > 10
+
+
+def test_a_voxel_inside_moves_no_patch_and_one_beyond_as_far_as_it_must():
+    turn, patch = np.diag([2.0, 0.5, 1.0, 1.0]), np.array([4, 6, 8])
+    turn[:3, 3] = 10, 20, 30
+    for inside in ([10, 20, 30], [16, 22, 37], [9, 20, 30], [17, 22, 37]):  # half a voxel beyond the first or last
+        assert np.array_equal(showing(np.array(inside), turn, patch), turn)
+    # Index 5 of 0..3 along z, -4 along y, 3 along x: two voxels of 2 and four of half a one beyond.
+    moved = showing(np.array([20, 18, 33]), turn, patch)
+    assert moved[:3, 3].tolist() == [10 + 4, 20 - 2, 30] and np.array_equal(moved[:3, :3], turn[:3, :3])
+
+
+@pytest.mark.parametrize("augmentation", [None, PatchAugmentation()])
+def test_no_more_of_a_case_is_read_than_a_patch_needs(prepared, monkeypatch, augmentation):
+    samples = module(prepared, patch_size=(3, 6, 5), augmentation=augmentation).samples()
+    read, given = [], h5py.Dataset.__getitem__
+    monkeypatch.setattr(
+        h5py.Dataset, "__getitem__", lambda dataset, part: (read.append(given(dataset, part)), read[-1])[1]
+    )
+    # One voxel more of each axis to interpolate; zoom and turns reach farther.
+    most = 4 * 7 * 6 if augmentation is None else 7 * 11 * 10
+    for step in range(10):
+        for position in range(4):
+            organ = samples.plan.draw(step, position).organ
+            read.clear()
+            _ = samples[step, position]
+            *plane, image, label = read
+            assert len(plane) == (0 if organ is None else 2)  # the slice in which a voxel is drawn
+            assert all(part.shape == (1, 32, 32) for part in plane)
+            assert 0 < image.size == label.size <= most < 12 * 32 * 32
 
 
 @pytest.mark.parametrize("size", [(8, 16, 12), (30, 50, 40), (5, 40, 7)])

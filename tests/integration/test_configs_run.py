@@ -28,6 +28,8 @@ def steps_of(config: dict[str, Any]) -> list[str]:
     small = ["--data.init_args.patch_size=[16,16,16]"] if "patch_size" in config["data"]["init_args"] else []
     if "heads" in config["model"]["init_args"]:
         small.append("--model.init_args.heads=2")
+    if "patch" in config["model"]["init_args"]["network"].get("init_args", {}):
+        small.append("--model.init_args.network.init_args.patch=[16,16,8]")
     if not curriculum:
         return ["--trainer.max_steps=2", *small]
     learned = ["--curriculum.score.init_args.steps=2"] if isinstance(curriculum["score"], dict) else []
@@ -60,7 +62,7 @@ def coarse_of(config: Path) -> Path | None:
 
 
 WITH_COARSE = [config for config in EXPERIMENTS if coarse_of(config)]
-"""They go on from another experiment's result; test_stipple.py runs them."""
+"""They go on from another experiment's result; test_stipple.py runs those of phantoms."""
 ROUND0 = [config for config in EXPERIMENTS if config.stem.endswith("_round0")]
 """Shorter trainings of another experiment."""
 VARIANTS = [config for config in EXPERIMENTS if base_of(config) and config not in (*WITH_COARSE, *ROUND0)]
@@ -218,12 +220,29 @@ def test_every_ablation_is_another_network(name: str) -> None:
     assert networks[1](torch.zeros(1, 1, 48, 40)).shape == (1, 3, 48, 40)
 
 
+@pytest.mark.parametrize("name", ["mhsa", "mhca", "unet"])
+def test_each_attention_of_table_5_6_goes_on_nnunet(name: str) -> None:
+    whole = load_config(CONFIGS / "experiment" / f"btcv_100_{name}.yaml")
+    other = merge(whole, load_config(CONFIGS / "ablation" / "nnunet.yaml"))
+    networks = [build_module(config["model"], ["liver", "spleen"]).network.eval() for config in (whole, other)]
+    assert described(networks[1]) == {**described(networks[0]), **ABLATIONS["nnunet"]}
+    assert networks[1](torch.zeros(1, 1, 48, 40)).shape == (1, 3, 48, 40)
+
+
+def test_patches_of_the_hybrid_divide_those_of_the_data() -> None:
+    whole = load_config(CONFIGS / "experiment" / "btcv3d_100_hybrid.yaml")
+    network: Any = build_module(whole["model"], ["liver", "spleen"]).network
+    volume = whole["data"]["init_args"]["patch_size"]
+    assert [n / size for n, size in zip(volume, network.patch, strict=True)] == [2, 2, 2]
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("prior/*.yaml")))
 def test_every_use_of_the_prior_is_another_method(name: str) -> None:
     whole = load_config(CONFIGS / "experiment" / "btcv_30_stipple0.yaml")
     varied = merge(whole, load_config(CONFIGS / "prior" / f"{name}.yaml"))
     modules: list[Any] = [build_module(config["model"], ["liver", "spleen"]) for config in (whole, varied)]
-    seen = [(one.use, one.cross_fitted, one.start, one.positioning, one.position, type(one.network)) for one in modules]
+    seen = [(one.use, one.cross_fitted, one.start, one.positioning, one.position, one.prior_checkpoint,
+             type(one.network)) for one in modules]  # fmt: skip
     assert seen[0] != seen[1]
     assert [v.shape for v in modules[0].coarse.state_dict().values()] == [
         v.shape for v in modules[1].coarse.state_dict().values()

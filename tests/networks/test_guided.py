@@ -66,6 +66,18 @@ def test_maps_lie_under_the_image_where_strides_do_not_divide_it():
     torch.testing.assert_close(added, torch.tensor([0.0, 0, 1]).expand(3, 3))
 
 
+def test_maps_lie_under_an_image_that_is_padded_to_two_cells():
+    guided = at_bottleneck(lambda i, o: NNUNet(i, o, width=4, depth=3, deep_supervision=False), 1, 2)
+    nn.init.ones_(guided.plain.bottom.entry.weight)
+    guided.plain.bottom.before = nn.Identity()
+    added = []
+    guided.plain.bottom.register_forward_hook(lambda _, given, out: added.append((out - given[0])[0, 0]))
+    maps = torch.tensor([1.0, 1, 0, 0]).expand(1, 1, 4, 4)
+    with torch.no_grad():
+        guided(torch.cat([torch.randn(1, 1, 4, 4), maps], 1))
+    torch.testing.assert_close(added[0], torch.tensor([[0.5, 0]]))
+
+
 def test_an_nnunet_without_deep_supervision():
     guided = at_bottleneck(lambda i, o: NNUNet(i, o, width=4, depth=3, deep_supervision=False), 2, 3).train()
     guided(torch.randn(2, 3, 8, 8)).square().mean().backward()

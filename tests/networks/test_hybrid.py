@@ -89,7 +89,24 @@ def test_little_is_kept_for_the_gradient():
     assert kept_values(small(), size) < 0.25 * kept_values(plain, size)
 
 
-@pytest.mark.parametrize("options", [{"patch": (8, 8)}, {"patch": (6, 8, 8)}, {"norm": "batch"}])
+def test_a_step_under_autocast_in_channels_last_is_close_to_one_in_fp32():
+    hybrid, image = small().train(), torch.randn(1, 1, 12, 16, 8)
+    found = []
+    for mixed in (False, True):
+        hybrid.zero_grad()
+        if mixed:
+            hybrid = hybrid.to(memory_format=torch.channels_last_3d)
+            image = image.to(memory_format=torch.channels_last_3d)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            logits = hybrid(image)
+        logits.float().square().mean().backward()
+        found.append((logits.float(), torch.cat([parameter.grad.flatten() for parameter in hybrid.parameters()])))
+    (expected, exact), (logits, rounded) = found
+    assert torch.allclose(logits, expected, atol=0.1)
+    assert torch.nn.functional.cosine_similarity(rounded, exact, dim=0) > 0.95
+
+
+@pytest.mark.parametrize("options", [{"patch": (8, 8)}, {"patch": (6, 8, 8)}, {"patch": (4, 4, 4)}, {"norm": "batch"}])
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match="HybridUNet needs"):
         HybridUNet(**{"width": 4, "depth": 3, "patch": (8, 8, 8), **options})

@@ -87,6 +87,20 @@ def test_any_size_is_trained_as_if_it_were_padded_and_the_padding_ignored(size, 
     assert sum(gradient.abs().sum() for gradient in gradients) > 0
 
 
+@pytest.mark.parametrize(("depth", "dims", "size"), [(6, 2, (32, 32)), (5, 2, (16, 16)), (6, 3, (1, 20, 9))])
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_bottleneck_of_one_voxel_is_padded_to_two(depth, dims, size, residual):
+    network, image = small(depth=depth, dims=dims, residual=residual), torch.randn(1, 1, *size)
+    with torch.no_grad():
+        assert network.eval()(image).shape == (1, 3, *size)
+    label = torch.randint(0, 4, (1, *size)).byte()
+    batch = {"label": label, "annotated": torch.ones(1, 3, dtype=torch.bool), "index_to_mm": torch.eye(4)[None]}
+    supervised = deep_supervision(lambda logits, part: partial_label_loss(logits, part["label"], part["annotated"]))
+    value = supervised(network.train()(image), batch)
+    value.backward()
+    assert torch.isfinite(value) and all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from organseg.networks import UNet
-from organseg.networks.unet import UpBlock, make_conv, pad_to_multiple
+from organseg.networks.unet import UpBlock, make_conv, multiple_of, pad_to_multiple
 
 
 def small(dims=2, **options) -> UNet:
@@ -89,6 +89,21 @@ def test_any_size_is_padded_with_its_edge_and_cropped_back(dims, size):
 def test_a_size_that_fits_is_not_padded():
     image = torch.randn(1, 1, 8, 12)
     assert pad_to_multiple(image, [4, 4]) is image
+
+
+def test_next_multiple_by_hand():
+    assert multiple_of((1, 8, 9), (4, 4, 4)) == [4, 8, 12]
+    assert multiple_of((3, 5), (4, 8), 2) == [4, 16] and multiple_of((3, 9), (4, 8), 2) == [4, 16]
+    assert multiple_of((5, 5), (4, 8), 2) == [8, 8] and multiple_of((1, 3, 3), (1, 4, 4), 2) == [1, 4, 8]
+
+
+@pytest.mark.parametrize(("dims", "size"), [(2, (1, 1)), (2, (3, 4)), (3, (4, 2, 4))])
+def test_instance_norm_has_two_voxels_at_least(dims, size):
+    network, sizes = small(dims, norm="instance").train(), []
+    network.bottom.register_forward_hook(lambda *call: sizes.append(call[-1].shape[2:]))
+    logits = network(torch.randn(1, 1, *size))
+    assert logits.shape == (1, 3, *size) and torch.isfinite(logits).all()
+    assert sizes == [(*(1,) * (dims - 1), 2)]
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,7 @@ def test_a_3d_patch_can_be_learned_by_heart():
     [
         ({"levels": 4}, "levels is 4; a backbone of depth 4 has skips 1 to 3"),
         ({"levels": 0}, "levels is 0"),
+        ({"backbone": "attention_unet"}, "`mhca` would replace the gates of attention_unet"),
         ({"backbone": "vnet"}, "expected one of unet, attention_unet, nnunet"),
         ({"heads": 3}, "64 channels cannot be shared equally by 3 heads"),
         ({"mhsa": False, "block": True}, "`block` is an option of `mhsa`, which is off"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from organseg.networks import HybridUNet, UNet, UTransformer
+from organseg.networks import HybridUNet, NNUNet, UNet, UTransformer
 from organseg.report.attention import (
     AttentionMap,
     attention_maps,
@@ -54,6 +54,12 @@ def test_the_token_of_a_padded_image():
     assert np.array_equal(first.heads, other.heads)  # both are row 2, column 1
     hybrid = HybridUNet(patch=(16, 16), width=4, depth=3, dims=2, heads=2)
     assert padded_size(hybrid, (17, 30)) == [20, 32] and len(attention_maps(hybrid.eval(), image, (0, 0))) == 1
+
+
+def test_the_token_of_an_image_that_is_padded_to_two_tokens():
+    assert padded_size(NNUNet(width=4, depth=4), (8, 5)) == [8, 16]
+    (found,) = attention_maps(network(mhca=False, backbone="nnunet"), torch.randn(1, 1, 8, 5), (7, 4))
+    assert found.heads.shape == (2, 1, 2)
 
 
 def test_no_hook_stays_and_a_network_without_attention_has_no_map():
