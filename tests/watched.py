@@ -19,6 +19,7 @@ from organseg.batch import View
 from organseg.curriculum import Curriculum
 from organseg.curriculum.scores import ConfidenceModule, LearnedConfidence, MaximumClassProbability, Scorer
 from organseg.errors import IntegrityError
+from organseg.processes import STOP
 
 
 def folder() -> Path:
@@ -112,14 +113,16 @@ class WatchedProbability(MaximumClassProbability):
 
 
 class SlowProbability(MaximumClassProbability):
-    """Each view of a case takes as long as a large one, and `viewed` says that one has begun."""
+    """A case that takes until a signal comes; `viewed` says that its first view has begun."""
 
     def scorer(self, method: Any, learner: L.LightningModule | None) -> Scorer:
         score: Scorer = super().scorer(method, learner)
 
         def slow(view: View) -> Tensor:
             (folder() / "viewed").touch()
-            time.sleep(2)
+            deadline = time.monotonic() + 100
+            while not STOP.asked and time.monotonic() < deadline:
+                time.sleep(0.05)
             return score(view)
 
         return slow

@@ -34,16 +34,15 @@ def build_module(model: Mapping[str, Any], organs: Sequence[str]) -> Segmentatio
     return module
 
 
-def build_curriculum(options: Mapping[str, Any]) -> Curriculum:
-    """A curriculum from its options.
+def check_curriculum(options: Mapping[str, Any]) -> None:
+    """Refuse a curriculum's options before anything else is made.
 
     Raises:
         UsageError: If they cannot mean what they say.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--curriculum", type=Curriculum)
-    curriculum: Curriculum = parser.instantiate(parser.parse_object({"curriculum": dict(options)})).curriculum
-    return curriculum
+    parser.instantiate(parser.parse_object({"curriculum": dict(options)}))
 
 
 def load_module(path: Path) -> SegmentationModule:

@@ -28,7 +28,7 @@ from organseg.checkpoints import verify_checkpoint
 from organseg.cli.causes import known_cause
 from organseg.cli.configs import expand
 from organseg.cli.initial import begin_with
-from organseg.cli.modules import build_curriculum, build_module, explained, trust
+from organseg.cli.modules import build_module, check_curriculum, explained, trust
 from organseg.cli.tested import TESTED, refuse_no_result, refuse_other_run, run_of, written
 from organseg.curriculum import Curriculum
 from organseg.data.coverage import coverage
@@ -151,7 +151,7 @@ class OrgansegCLI(LightningCLI):
         config = self.config_dump
         self.wanted = plain(identity(config))
         if config.get("curriculum"):
-            build_curriculum(config["curriculum"])
+            check_curriculum(config["curriculum"])
         self.initial = Path(config["init"]) if config.get("init") and self._fitting else None
         if self.initial:
             if self.run_folder.path.resolve() in self.initial.resolve().parents:
@@ -283,7 +283,7 @@ class OrgansegCLI(LightningCLI):
         curriculum = self._get(self.config_init, "curriculum")
         if record:
             run.compare(record, self.wanted)
-            self.wanted.update(run.begun_with(record))
+            self.wanted.update(run.paths_at_start(record))
             if record["finished"] and (not curriculum or curriculum.complete(self)):
                 raise _Finished
         if self.trainer.is_global_zero:

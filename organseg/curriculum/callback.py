@@ -109,7 +109,7 @@ class Curriculum(Callback):
         self.round0 = round0
         self.phase = Phase(0, 0, "train")
         self.parent = ""
-        self.resume = ""
+        self.resume_digest = ""
         self._refuse_contradictions()
 
     # The plan.
@@ -201,7 +201,7 @@ class Curriculum(Callback):
         steps = self.steps_of(phase, self.host.round0_steps)
         folder = self.folder / phase.name
         resume, problems = (None, []) if self.host.fresh else newest_good(folder / "checkpoints")
-        self.resume = verify_checkpoint(resume) if resume else ""
+        self.resume_digest = verify_checkpoint(resume) if resume else ""
         for problem in problems:
             print(f"organseg: warning: {problem}; going on from an older checkpoint", file=sys.stderr)
         more: list[Callback] = [self]
@@ -345,7 +345,7 @@ class Curriculum(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """The first moment at which ranks can talk: all must be at the same place."""
-        mine = (self.phase.name, self.parent, self.resume)
+        mine = (self.phase.name, self.parent, self.resume_digest)
         agreed = trainer.strategy.broadcast(mine) == mine
         if not trainer.strategy.reduce_boolean_decision(agreed):
             raise WorkerError(

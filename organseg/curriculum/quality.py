@@ -139,13 +139,14 @@ def added_times(headers: Sequence[RoundHeader], source: RelabelSource) -> dict[s
     """What a round added to a case, in the mean of those that got any, as a multiple of the mean annotated volume.
 
     Returns:
-        Organ -> multiple; without organs that nobody annotates, or of which nothing was added.
+        Organ -> multiple, 0 where nothing was added; without organs that nobody annotates, or everybody.
     """
     times = {}
+    unknown = np.any([source.unknown_organs(header.key) for header in headers], axis=0)
     for channel, (organ, mean_ml) in enumerate(zip(headers[0].organs, source.mean_volumes_ml(), strict=True)):
         added = [header.added[channel] * source.voxel_ml(header.key) for header in headers if header.added[channel]]
-        if added and np.isfinite(mean_ml):
-            times[organ] = float(np.mean(added)) / mean_ml
+        if unknown[channel] and np.isfinite(mean_ml):
+            times[organ] = float(np.mean(added)) / mean_ml if added else 0.0
     return times
 
 

@@ -154,7 +154,10 @@ class Relabelling(L.LightningModule):
         write_pseudo_labels(task.folder, header, voxels)
 
     def _outputs(self, view: View) -> Tensor:
-        """Probabilities and scores, unless a signal asks to stop: a case may take longer than whoever asked waits."""
+        """Probabilities and scores, unless a signal asks to stop: a case may take longer than whoever asked waits.
+
+        With several ranks, those that got no signal finish their case first.
+        """
         if STOP.asked:
             raise Interrupted
         return self.scorer(view)

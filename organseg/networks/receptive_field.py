@@ -84,8 +84,8 @@ def _central_gradient(network: nn.Module, layer: nn.Module, image: Tensor) -> Te
         network.features(image)  # type: ignore[operator]  # every network has features
     finally:
         handle.remove()
-    if not outputs or getattr(outputs[0], "ndim", 0) != image.ndim:
-        raise ValueError("it gives no map on the way to the network's features")
+    if len(outputs) != 1 or getattr(outputs[0], "ndim", 0) != image.ndim:
+        raise ValueError("it gives no single map on the way to the network's features")
     unit = outputs[0][0]
     for n in unit.shape[1:]:
         unit = unit.select(1, n // 2)

@@ -78,4 +78,5 @@ def drawn(references: Sequence[Reference], case: str, seed: int, count: int) -> 
     def draw(reference: Reference) -> bytes:
         return hashlib.sha256(f"{seed}/{name}/{reference.case}".encode()).digest()
 
-    return sorted((reference for reference in references if reference.case != case), key=draw)[:count]
+    others = (reference for reference in references if reference.case.rpartition("/")[2] != name)
+    return sorted(others, key=draw)[:count]

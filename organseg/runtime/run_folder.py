@@ -52,7 +52,7 @@ LATER = (
 )
 """Options that came later, left out where they are not used: a run without them is the run that it was before."""
 
-_TAKEN = ("model.init_args.coarse", "model.init_args.prior")
+_OF_OTHER_RUNS = ("model.init_args.coarse", "model.init_args.prior")
 """Checkpoints of other runs, which may lie elsewhere later."""
 
 
@@ -83,7 +83,7 @@ def differing(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     return [
         key
         for key in sorted({*found, *wanted})
-        if found.get(key) != wanted.get(key) and not (key in _TAKEN and found.get(key) and wanted.get(key))
+        if found.get(key) != wanted.get(key) and not (key in _OF_OTHER_RUNS and found.get(key) and wanted.get(key))
     ]
 
 
@@ -155,7 +155,7 @@ class RunFolder:
         found = record["identity"]
         differences = [
             f"{key}: run has {found.get(key, 'nothing')}, asked for {wanted.get(key, 'nothing')}"
-            for key in (*differing(found, wanted), *(key for key in _TAKEN if self._is_another(key, found, wanted)))
+            for key in (*differing(found, wanted), *self._other_files(found, wanted))
         ]
         if differences:
             raise IntegrityError(
@@ -163,17 +163,22 @@ class RunFolder:
                 + "\n  ".join(differences)
             )
 
-    def _is_another(self, key: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint of another run, given by another path now, is not the one that this run began with."""
-        place, note = wanted.get(key), self.path / "prior" / "made_of.json"
-        if not place or not found.get(key) or place == found[key] or not Path(place).exists() or not note.exists():
-            return False
-        return verify_checkpoint(Path(place)) not in note.read_text()
+    def _other_files(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+        """Which checkpoints of other runs, given by another path now, are not those that this run began with."""
+        note = self.path / "prior" / "made_of.json"
+        began = json.loads(note.read_text()) if note.exists() else {}
+        moved = [key for key in _OF_OTHER_RUNS if found.get(key) and wanted.get(key) not in (None, found[key])]
+        known = {key: began[key.rpartition(".")[2]] for key in moved if key.rpartition(".")[2] in began}
+        return [
+            key
+            for key, digest in known.items()
+            if Path(wanted[key]).exists() and verify_checkpoint(Path(wanted[key])) != digest
+        ]
 
-    def begun_with(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def paths_at_start(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Where the checkpoints of other runs lay when a curriculum began: its journal hangs on what was said then."""
         begun = any(self.path.glob("[0-9][0-9]_round*/checkpoints/*.ckpt"))
-        return {key: record["identity"][key] for key in _TAKEN if begun and key in record["identity"]}
+        return {key: record["identity"][key] for key in _OF_OTHER_RUNS if begun and key in record["identity"]}
 
     def write(self, wanted: Mapping[str, Any], finished: bool) -> None:
         """Publish `run.json`."""

@@ -144,9 +144,9 @@ def test_any_layer_has_a_receptive_field(tmp_path, drawn, layer, side):
     ("encoder.3", "no such layer"),
     ("oder.1", "no such layer"),
     ("", "no such layer"),
-    ("head", "it gives no map on the way"),
-    ("encoder", "it gives no map on the way"),
-    ("bottom.query", "it gives no map on the way"),
+    ("head", "it gives no single map on the way"),
+    ("encoder", "it gives no single map on the way"),
+    ("bottom.query", "it gives no single map on the way"),
 ])  # fmt: skip
 def test_a_layer_that_is_none_is_refused_with_the_names_of_all(tmp_path, layer, why):
     run = make_run(tmp_path, 2, WorkingGrid(48), None)

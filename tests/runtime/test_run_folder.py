@@ -117,12 +117,12 @@ def test_what_a_run_takes_from_others_may_lie_elsewhere_but_not_be_another(tmp_p
     with pytest.raises(IntegrityError, match=r"coarse: run has .*gone\.ckpt, asked for .*here\.ckpt"):
         run.compare(record, taking(here))
     # A curriculum's journal hangs on what was said when its first phase began.
-    assert run.begun_with(record) == {}
+    assert run.paths_at_start(record) == {}
     phase = run.path / "00_round0_train" / "checkpoints"
     phase.mkdir(parents=True)
     (phase / "last.ckpt").touch()
     given = {"model.init_args.coarse": str(tmp_path / "gone.ckpt"), "model.init_args.prior": None}
-    assert run.begun_with(record) == given
+    assert run.paths_at_start(record) == given
 
 
 def test_damaged_record_is_refused(tmp_path: Path) -> None:
