@@ -72,8 +72,10 @@ class LearnedConfidence(Score):
 
     Args:
         mode: `fine-tune` trains a copy of the network's features with the head, `frozen` the head alone.
-        over: What it learns to judge: `known`, every decision whose truth is known (thesis), of which nearly all are
-            easy background; or `positives`, the organs that the network predicts, as candidates are.
+        over: What it learns to judge: `positives`, the organs that the network predicts, as candidates are; or `known`,
+            every decision whose truth is known (thesis). Of these nearly all are easy background, and a candidate that
+            looks like background is then trusted more than one that looks like an organ: of BTCV's candidates at 30%
+            of the labels the AUC was 29 to 75% by organ, the probability's 66 to 84% (results/relabelling).
         hidden: Channels of the head's 3 x 3 convolutions.
         steps: Optimiser steps of its training in each round.
         lr: Where its learning rate starts.
@@ -83,7 +85,7 @@ class LearnedConfidence(Score):
     def __init__(
         self,
         mode: Literal["fine-tune", "frozen"] = "fine-tune",
-        over: Literal["known", "positives"] = "known",
+        over: Literal["positives", "known"] = "positives",
         hidden: Sequence[int] = (400, 120, 64, 64),
         steps: int = 1000,
         lr: float = 1e-4,
