@@ -15,7 +15,12 @@ OWN_DATA = [block for block in BLOCKS if "MY_SCANS" in block or "runs/mine" in b
 COMMANDS = [line.removeprefix("organseg ") for block in OWN_DATA for line in block.splitlines() if "organseg " in line]
 ELSEWHERE = (ROOT / "README.md").read_text().partition("\n## On a cluster\n")[2].partition("\n## ")[0]
 OTHERS = [
-    line.partition("  #")[0].strip().replace("$k", "0").replace("$name", "btcv_30_naive").replace("fold_?", "fold_0")
+    line.partition("  #")[0]
+    .strip()
+    .replace("$k", "0")
+    .replace("$name", "btcv_30_naive")
+    .replace("fold_?", "fold_0")
+    .replace("$run", "fusion_inerrant")
     for block in BLOCKS
     if block not in OWN_DATA and block not in ELSEWHERE
     for line in re.split(r"\n| && ", block)

@@ -75,7 +75,8 @@ def test_two_ranks_of_the_utransformers_sweep_write_one_run_with_all_their_cases
     run = one_trial("utransformer_grid", toy, tmp_path, "--trainer.logger.init_args.images=true", *TWO_RANKS)
     assert len(files_of(run)) == 1
     assert [row for row in logged(run) if row[1] != "val/cases"] == numbers_of(run)
-    tables = [json.loads(path.read_text()) for path in sorted(run.glob("wandb/*/files/media/**/*.table.json"))]
+    files = sorted(run.glob("wandb/*/files/media/**/*.table.json"), key=lambda path: path.stat().st_mtime_ns)
+    tables = [json.loads(path.read_text()) for path in files]  # their names end in hashes
     assert len(tables) == 2 and [len(table["data"]) for table in tables] == [2, 2]
     by_organ = list(zip(*(row[1:] for row in tables[-1]["data"]), strict=True))
     known = [[value for value in column if not math.isnan(value)] for column in by_organ]
