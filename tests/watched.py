@@ -54,7 +54,9 @@ class Astray(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if trainer.global_rank == 1:
-            next(callback for callback in trainer.callbacks if isinstance(callback, Curriculum)).resume = "another"
+            next(
+                callback for callback in trainer.callbacks if isinstance(callback, Curriculum)
+            ).resume_digest = "another"
 
 
 class Diverge(Callback):
