@@ -22,7 +22,7 @@ import lightning as L
 import numpy as np
 from compared import is_finished, refuse_another_setup, refuse_unequal
 from numpy.typing import NDArray
-from relabelling import ROUND0, Run, rows_of, write
+from relabelling import KEYS, ROUND0, Run, rows_of, write
 from scipy import ndimage
 from trained import organseg
 
@@ -149,6 +149,13 @@ def show_positions(lines: list[dict[str, str]]) -> None:
         print(f"| {organ} | {' | '.join(cells)} | {missed} of {len(ours)} |")
 
 
+def put(table: Path, lines: Sequence[dict[str, str]]) -> None:
+    """Write lines beside those that a table has of other data, shares, seeds and variants."""
+    ours = {tuple(line[key] for key in KEYS) for line in lines}
+    there = rows_of(table) if table.exists() else []
+    write(table, [*(line for line in there if tuple(line[key] for key in KEYS) not in ours), *lines])
+
+
 def main() -> None:
     """Run what is missing, then show the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -189,15 +196,15 @@ def main() -> None:
     for line in lines:
         print(f"| {line['method']} | " + " | ".join(f"{100 * float(line[organ]):.1f}" for organ in organs)
               + f" | {float(line['far_ml']):.1f} | {float(line.get('far_ml_pancreas', 'nan')):.1f} |")  # fmt: skip
-    write(tables / "variants.csv", lines)
+    put(tables / "variants.csv", lines)
     errors = []
     for name, positions in FOUND.items():
         run = base.folder.with_name(name)
         if is_finished(run) and arguments.minutes > 0:
-            errors += position_errors(run, positions)
+            errors += [{**base.line, "method": name, **line} for line in position_errors(run, positions)]
     if errors:
         show_positions(errors)
-        write(tables / "positions.csv", errors)
+        put(tables / "positions.csv", errors)
 
 
 if __name__ == "__main__":

@@ -204,6 +204,20 @@ def test_two_ranks_find_the_same_organs(runs: Path, toy: Path, tmp_path: Path) -
     assert (tmp_path / "two" / "prior" / "centres.csv").read_text() == one
 
 
+def test_another_share_keeps_the_lines_of_the_first(tmp_path):
+    table = tmp_path / "variants.csv"
+
+    def line(share: str, dsc: str) -> dict[str, str]:
+        return {**dict.fromkeys(stipple.KEYS, "x"), "label_share_percent": share, "mean": dsc}
+
+    for lines in ([line("30", "0.1")], [line("10", "0.2")], [line("30", "0.3")]):
+        stipple.put(table, lines)
+    assert [(row["label_share_percent"], row["mean"]) for row in stipple.rows_of(table)] == [
+        ("10", "0.2"),
+        ("30", "0.3"),
+    ]
+
+
 def test_volumes_far_from_the_organ_by_hand() -> None:
     truth, preds = np.zeros((2, 1, 1, 40), np.uint8)
     truth[0, 0, 5:8] = 1
