@@ -314,9 +314,10 @@ def show_rounds(runs: Sequence[Run], tables: Path) -> None:
 
 
 def write(path: Path, lines: Sequence[dict[str, str]]) -> None:
-    """A CSV file."""
+    """A CSV file; a line that lacks a column, as of other organs, has nothing there."""
+    columns = list(dict.fromkeys(key for line in lines for key in line))
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
 

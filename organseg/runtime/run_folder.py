@@ -166,14 +166,19 @@ class RunFolder:
     def _other_files(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
         """Which checkpoints of other runs, given by another path now, are not those that this run began with."""
         note = self.path / "prior" / "made_of.json"
-        began = json.loads(note.read_text()) if note.exists() else {}
         moved = [key for key in _OF_OTHER_RUNS if found.get(key) and wanted.get(key) not in (None, found[key])]
-        known = {key: began[key.rpartition(".")[2]] for key in moved if key.rpartition(".")[2] in began}
-        return [
-            key
-            for key, digest in known.items()
-            if Path(wanted[key]).exists() and verify_checkpoint(Path(wanted[key])) != digest
-        ]
+        there = [key for key in moved if Path(wanted[key]).exists()]
+        if not there or not note.exists():
+            return []
+        try:
+            began = dict(json.loads(note.read_text()))
+        except (ValueError, TypeError) as error:
+            raise IntegrityError(
+                f"{note}: found no JSON of names and sha256, by which moved checkpoints are known: put them back to "
+                f"{', '.join(str(found[key]) for key in there)}, or start anew with --overwrite"
+            ) from error
+        names = {key: key.rpartition(".")[2] for key in there}
+        return [key for key, name in names.items() if verify_checkpoint(Path(wanted[key])) != began.get(name)]
 
     def paths_at_start(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Where the checkpoints of other runs lay when a curriculum began: its journal hangs on what was said then."""

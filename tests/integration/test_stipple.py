@@ -210,12 +210,11 @@ def test_another_share_keeps_the_lines_of_the_first(tmp_path):
     def line(share: str, dsc: str) -> dict[str, str]:
         return {**dict.fromkeys(stipple.KEYS, "x"), "label_share_percent": share, "mean": dsc}
 
-    for lines in ([line("30", "0.1")], [line("10", "0.2")], [line("30", "0.3")]):
+    other_organs = {**line("5", "0.4"), "aorta": "0.5"}
+    for lines in ([line("30", "0.1")], [line("10", "0.2")], [line("30", "0.3")], [other_organs]):
         stipple.put(table, lines)
-    assert [(row["label_share_percent"], row["mean"]) for row in stipple.rows_of(table)] == [
-        ("10", "0.2"),
-        ("30", "0.3"),
-    ]
+    rows = [(row["label_share_percent"], row["mean"], row["aorta"]) for row in stipple.rows_of(table)]
+    assert rows == [("10", "0.2", ""), ("30", "0.3", ""), ("5", "0.4", "0.5")]
 
 
 def test_volumes_far_from_the_organ_by_hand() -> None:

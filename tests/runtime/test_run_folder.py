@@ -116,6 +116,11 @@ def test_what_a_run_takes_from_others_may_lie_elsewhere_but_not_be_another(tmp_p
     save_checkpoint({"state_dict": {"another": 1}}, here)
     with pytest.raises(IntegrityError, match=r"coarse: run has .*gone\.ckpt, asked for .*here\.ckpt"):
         run.compare(record, taking(here))
+    for spoilt in ("", "{", "[1]"):
+        (run.path / "prior" / "made_of.json").write_text(spoilt)
+        with pytest.raises(IntegrityError, match=r"made_of\.json: found no JSON .*put them back to .*gone\.ckpt"):
+            run.compare(record, taking(here))
+        run.compare(record, taking(tmp_path / "gone.ckpt"))  # where nothing has moved, nobody asks
     # A curriculum's journal hangs on what was said when its first phase began.
     assert run.paths_at_start(record) == {}
     phase = run.path / "00_round0_train" / "checkpoints"
