@@ -73,9 +73,9 @@ class LearnedConfidence(Score):
     Args:
         mode: `fine-tune` trains a copy of the network's features with the head, `frozen` the head alone.
         over: What it learns to judge: `positives`, the organs that the network predicts, as candidates are; or `known`,
-            every decision whose truth is known (thesis). Of these nearly all are easy background, and a candidate that
-            looks like background is then trusted more than one that looks like an organ: of BTCV's candidates at 30%
-            of the labels it had an AUC of 45%, the probability of 76% (results/relabelling).
+            every decision whose truth is known (thesis). Of these nearly all are easy background, and it then is as
+            sure of wrong candidates as of right ones: of BTCV's at 30% of the labels it had an AUC of 45%, the
+            probability of 76% (results/relabelling).
         hidden: Channels of the head's 3 x 3 convolutions.
         steps: Optimiser steps of its training in each round.
         lr: Where its learning rate starts.
