@@ -33,6 +33,13 @@ class AttentionMap:
     title: str
     heads: NDArray[np.float32]
 
+    @property
+    def seen(self) -> NDArray[np.float32]:
+        """[H] among how many keys each head shares its weight: exp of its entropy, 1 where attention has collapsed."""
+        flat = self.heads.reshape(len(self.heads), -1)
+        shared: NDArray[np.float32] = np.exp(-(flat * np.log(flat + 1e-12)).sum(axis=1))
+        return shared
+
 
 def attention_maps(network: nn.Module, image: Tensor, voxel: Sequence[int]) -> list[AttentionMap]:
     """The maps of all attention modules of a network, in the order in which they are applied.
@@ -83,6 +90,8 @@ def draw_attention(
 ) -> Figure:
     """The slice with the voxel, and each module's attention over it: the mean of its heads, and the sharpest head.
 
+    Titles say the highest weight, and among how many keys one head shares its weight (`AttentionMap.seen`).
+
     Args:
         view: The axial slice of the voxel, of the image that the network saw.
         window: Intensities to show as black and white.
@@ -98,7 +107,9 @@ def draw_attention(
         paint(line[0], view, window, None)
         line[0].set_ylabel(which, fontsize=10)
         for axes, found in zip(line[1:], maps, strict=True):
-            weights = found.heads.mean(axis=0) if which.startswith("mean") else _sharpest(found.heads)
+            sharpest = int(found.seen.argmin())
+            weights = found.heads.mean(axis=0) if which.startswith("mean") else found.heads[sharpest]
+            seen = found.seen.mean() if which.startswith("mean") else found.seen[sharpest]
             plane = weights if weights.ndim == 2 else weights[voxel[0] * len(weights) // padded[0]]
             paint(axes, view, window, None)
             axes.imshow(
@@ -107,18 +118,11 @@ def draw_attention(
             axes.set_xlim(0, view.image.shape[1] * across)
             axes.set_ylim(view.image.shape[0] * down, 0)
             highest = np.format_float_positional(100 * weights.max(), precision=2, fractional=False, trim="-")
-            axes.set_title(f"{found.title}\nhighest {highest} %", fontsize=9)
+            axes.set_title(f"{found.title}\nhighest {highest} %, a head sees {seen:.1f}", fontsize=9)
         for axes in line:
             axes.plot((column + 0.5) * across, (row + 0.5) * down, "+", color="cyan", markersize=12, markeredgewidth=2)
     grid[0][0].set_title("\n".join(map(shown, view.caption.splitlines())), fontsize=9)
     return figure
-
-
-def _sharpest(heads: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The head whose weights have the lowest entropy."""
-    flat = heads.reshape(len(heads), -1)
-    best: NDArray[np.float32] = heads[int((-flat * np.log(flat + 1e-12)).sum(axis=1).argmin())]
-    return best
 
 
 def draw_receptive_field(effective: Tensor, theoretical: Tensor, title: str) -> Figure:

@@ -88,3 +88,5 @@ def test_the_sharpest_head_is_shown_below_the_mean():
     figure = draw_attention(view, (-1, 1), (0, 0), (4, 4), [AttentionMap("one", np.stack([flat, sharp]))])
     mean, sharpest = (np.asarray(axes.get_images()[-1].get_array()) for axes in (figure.axes[1], figure.axes[3]))
     assert np.allclose(mean, (flat + sharp) / 2) and np.allclose(sharpest, sharp)
+    titles = [axes.get_title() for axes in (figure.axes[1], figure.axes[3])]
+    assert "highest 62 %, a head sees 2.5" in titles[0] and "highest 100 %, a head sees 1.0" in titles[1]
