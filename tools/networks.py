@@ -3,27 +3,31 @@
 Each step is the command that a user would type; what is finished is skipped and what was stopped goes on. Runs with
 another setup than what is asked for, or than each other, are refused. `--prefix` names the experiments: `btcv_100` runs
 configs/experiment/btcv_100_<network>.yaml. A case's value is its mean over the seeds, so that a seed is no patient of
-its own; the tests compare each network with the first one.
+its own; the tests compare each network with the first one. Every organ of every case also goes to `PREFIX.csv` in
+`--tables`, and what that has of runs that are gone is shown with the rest, never of two precisions.
 
 Usage: python tools/networks.py --cache cache --out runs/networks --prefix btcv_100 --seeds 0 1 --minutes 100
 Unknown options, as --option=value, go to every `fit`.
 """
 
 import argparse
-import csv
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from statistics import fmean, stdev
 
 from compared import is_finished, refuse_another_setup, refuse_unequal
-from paired import Known, Scores, all_dsc_of, dsc_of, show_tests
+from paired import PRESENT, Scores, show_tests
+from relabelling import rows_of, write
 from trained import Training, train
 
-from organseg.errors import OrgansegError
-from organseg.runtime.run_folder import DATA
+from organseg.errors import IntegrityError, OrgansegError
+from organseg.metrics import read_case_table
+from organseg.runtime.run_folder import DATA, RunFolder
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
+KNOWN = ("both_empty", "missed", "false_positive", "found")
+"""Outcomes of an organ that a case annotates."""
 NETWORKS = ("unet", "attention_unet", "mhsa", "mhca", "utransformer")
 
 
@@ -57,24 +61,46 @@ def work(arguments: argparse.Namespace, more: list[str]) -> None:
     train(missing, arguments.minutes, arguments.jobs, lambda: refuse_unequal_runs(arguments))
 
 
-def scores(arguments: argparse.Namespace, of: Callable[[Path], Known]) -> Scores:
-    """Network -> seed -> (organ, case) -> DSC, of what is finished."""
-    found: Scores = defaultdict(dict)
+def lines_of(arguments: argparse.Namespace, table: Path) -> list[dict[str, str]]:
+    """A line for each organ of each test case: of what is finished, and of what the table has of other runs.
+
+    Raises:
+        IntegrityError: If what was asked for was computed in more than one precision.
+    """
+    lines, asked = [], set()
     for network, seed, run in folders(arguments):
-        if is_finished(run):
-            found[network][seed] = of(run)
-    return found
+        asked.add((network, str(seed)))
+        if not is_finished(run):
+            continue
+        record = RunFolder(run).record()
+        assert record is not None
+        beginning = {"network": network, "seed": f"{seed}", "computed_in": record["identity"]["trainer.precision"]}
+        for row in read_case_table(run / "test" / "cases.csv"):
+            of = {"organ": row.organ, "case": row.case, "outcome": row.score.outcome, "dsc": f"{row.score.dsc:.6f}"}
+            lines.append({**beginning, **of})
+    ours = {(line["network"], line["seed"]) for line in lines}
+    there = rows_of(table) if table.exists() else []
+    lines += [line for line in there if (line["network"], line["seed"]) not in ours]
+    precisions = {line["computed_in"] for line in lines if (line["network"], line["seed"]) in asked}
+    if len(precisions) > 1:
+        raise IntegrityError(
+            f"{table}: what is asked for was computed in {' and '.join(sorted(precisions))}: not to be compared; "
+            "take another --tables, or other --seeds"
+        )
+    return sorted(lines, key=lambda line: int(line["seed"]))
 
 
-def show(found: Scores, out: Path) -> None:
+def scores(arguments: argparse.Namespace, lines: Iterable[dict[str, str]], outcomes: Collection[str]) -> Scores:
+    """Network -> seed -> (organ, case) -> DSC, of these outcomes; networks in the order asked for."""
+    found: Scores = {network: defaultdict(dict) for network in arguments.networks}
+    for line in lines:
+        if line["network"] in found and int(line["seed"]) in arguments.seeds and line["outcome"] in outcomes:
+            found[line["network"]][int(line["seed"])][line["organ"], line["case"]] = float(line["dsc"])
+    return {network: seeds for network, seeds in found.items() if seeds}
+
+
+def show(found: Scores) -> None:
     """DSC of each network and organ, over all cases that know it; mean and std over seeds."""
-    if not found:
-        return
-    lines = [[network, seed, *place, f"{value:.6f}"] for network, seeds in found.items()
-             for seed, known in seeds.items() for place, value in known.items()]  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "cases.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([["network", "seed", "organ", "case", "dsc"], *lines])
     organs = list(dict.fromkeys(organ for seeds in found.values() for known in seeds.values() for organ, _ in known))
     print("\n| network | seeds | " + " | ".join(organs) + " | mean |\n|---|---:|" + "---:|" * (len(organs) + 1))
     for network, seeds in found.items():
@@ -95,19 +121,25 @@ def main() -> None:
     parser.add_argument("--prefix", default="btcv_100", help="of the experiments' names")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--tables", type=Path, help="folder of PREFIX.csv; default: OUT")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this; 0: tables only")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, for a GPU that one does not fill")
     arguments, more = parser.parse_known_args()
+    tables = arguments.tables or arguments.out
+    table = tables / f"{arguments.prefix}.csv"
     try:
         refuse_unequal_runs(arguments)
         if arguments.minutes > 0:
             work(arguments, more)
+        lines = lines_of(arguments, table)
     except OrgansegError as error:
         parser.exit(error.exit_code, f"networks: {error}\n")
-    show(scores(arguments, all_dsc_of), arguments.out / arguments.prefix)
-    present = scores(arguments, dsc_of)
-    if present:
-        show_tests(present)
+    if lines:
+        tables.mkdir(parents=True, exist_ok=True)
+        write(table, lines)
+    if found := scores(arguments, lines, KNOWN):
+        show(found)
+        show_tests(scores(arguments, lines, PRESENT))
 
 
 if __name__ == "__main__":

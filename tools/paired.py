@@ -8,26 +8,22 @@ from statistics import fmean
 from organseg.metrics import CaseRow, read_case_table
 from organseg.metrics.statistics import PairedComparison, compare_paired, holm
 
+PRESENT = ("found", "missed")
+"""Outcomes of an organ that a case has: one that it lacks gives 1 or 0, and decides all of a mean."""
 Known = dict[tuple[str, str], float]
 """(organ, case) -> DSC."""
 Scores = dict[str, dict[Hashable, Known]]
 """Name -> seed (or fold and seed) -> DSC."""
 
 
-def all_dsc_of(run: Path) -> Known:
-    """A tested run's DSC, also of organs that a case rightly or wrongly lacks; unknown organs left out."""
-    rows = read_case_table(run / "test" / "cases.csv")
-    return {(row.organ, row.case): row.score.dsc for row in rows if row.score.outcome != "unknown"}
-
-
 def dsc_of(run: Path) -> Known:
-    """A tested run's DSC of the organs that a case has: one that it lacks gives 1 or 0, and decides all of a mean."""
+    """A tested run's DSC of the organs that a case has."""
     return known_of(read_case_table(run / "test" / "cases.csv"))
 
 
 def known_of(rows: Iterable[CaseRow]) -> Known:
     """The same of a table's lines."""
-    return {(row.organ, row.case): row.score.dsc for row in rows if row.score.outcome in ("found", "missed")}
+    return {(row.organ, row.case): row.score.dsc for row in rows if row.score.outcome in PRESENT}
 
 
 def show_tests(found: Scores) -> None:

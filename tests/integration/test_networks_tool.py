@@ -1,6 +1,7 @@
 """`tools/networks.py`: what is finished is not done again, and ends in tables and paired tests of equal runs."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -149,10 +150,17 @@ def test_two_networks_are_compared(toy: Path, tmp_path: Path) -> None:
     assert "mhsa: " in shown and "Holm's correction over the 1 others" in shown
     assert "| spleen | mhsa | " in shown
     assert run("--minutes", "0").stdout == shown
-    assert (tmp_path / "mirrored_100" / "cases.csv").read_text().startswith("network,seed,organ,case,dsc\n")
+    table = tmp_path / "mirrored_100.csv"
+    assert table.read_text().startswith("network,seed,computed_in,organ,case,outcome,dsc\nunet,0,")
     refused = run(*options, "--trainer.max_steps=4", check=4).stderr  # what is there was made otherwise
     assert "trainer.max_steps: run has 3, asked for 4" in refused and "Traceback" not in refused
     record = tmp_path / "mirrored_100" / "seed0" / "mhsa" / "run.json"
     record.write_text(record.read_text().replace('"trainer.max_steps": 3', '"trainer.max_steps": 30'))
     refused = run("--minutes", "0", check=4).stderr
     assert "trainer.max_steps: 3 there, 30 here" in refused and str(record.parent) in refused
+    shutil.rmtree(tmp_path / "mirrored_100")  # the table keeps what it knows
+    assert run("--minutes", "0").stdout == shown
+    assert "| mhsa | " not in run("--minutes", "0", "--networks", "unet").stdout
+    table.write_text(table.read_text().replace("mhsa,0,", "mhsa,0,another-"))
+    refused = run("--minutes", "0", check=4).stderr
+    assert "was computed in another-" in refused and str(table) in refused
