@@ -11,6 +11,7 @@ Unknown options, as --option=value, go to every `fit`.
 """
 
 import argparse
+import csv
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -26,6 +27,8 @@ from organseg.metrics import read_case_table
 from organseg.runtime.run_folder import DATA, RunFolder
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
+COLUMNS = ("network", "seed", "computed_in", "organ", "case", "outcome", "dsc")
+"""Of the table."""
 KNOWN = ("both_empty", "missed", "false_positive", "found")
 """Outcomes of an organ that a case annotates."""
 NETWORKS = ("unet", "attention_unet", "mhsa", "mhca", "utransformer")
@@ -65,7 +68,7 @@ def lines_of(arguments: argparse.Namespace, table: Path) -> list[dict[str, str]]
     """A line for each organ of each test case: of what is finished, and of what the table has of other runs.
 
     Raises:
-        IntegrityError: If what was asked for was computed in more than one precision.
+        IntegrityError: If the table is broken, or what was asked for was computed in more than one precision.
     """
     lines, asked = [], set()
     for network, seed, run in folders(arguments):
@@ -74,13 +77,12 @@ def lines_of(arguments: argparse.Namespace, table: Path) -> list[dict[str, str]]
             continue
         record = RunFolder(run).record()
         assert record is not None
-        beginning = {"network": network, "seed": f"{seed}", "computed_in": record["identity"]["trainer.precision"]}
+        precision = str(record["identity"]["trainer.precision"])
         for row in read_case_table(run / "test" / "cases.csv"):
-            of = {"organ": row.organ, "case": row.case, "outcome": row.score.outcome, "dsc": f"{row.score.dsc:.6f}"}
-            lines.append({**beginning, **of})
+            values = network, str(seed), precision, row.organ, row.case, row.score.outcome, f"{row.score.dsc:.6f}"
+            lines.append(dict(zip(COLUMNS, values, strict=True)))
     ours = {(line["network"], line["seed"]) for line in lines}
-    there = rows_of(table) if table.exists() else []
-    lines += [line for line in there if (line["network"], line["seed"]) not in ours]
+    lines += [line for line in known_lines(table) if (line["network"], line["seed"]) not in ours]
     precisions = {line["computed_in"] for line in lines if (line["network"], line["seed"]) in asked}
     if len(precisions) > 1:
         raise IntegrityError(
@@ -88,6 +90,30 @@ def lines_of(arguments: argparse.Namespace, table: Path) -> list[dict[str, str]]
             "take another --tables, or other --seeds"
         )
     return sorted(lines, key=lambda line: int(line["seed"]))
+
+
+def known_lines(table: Path) -> list[dict[str, str]]:
+    """The lines of a table, if there is one.
+
+    Raises:
+        IntegrityError: If it is broken, or of another version.
+    """
+    try:
+        lines = rows_of(table) if table.exists() else []
+    except (csv.Error, ValueError) as error:
+        raise IntegrityError(f"{table}: found no table ({error}); move it away") from error
+    for number, line in enumerate(lines, start=2):
+        try:
+            whole = tuple(line) == COLUMNS and None not in line.values()
+            int(line["seed"]), float(line["dsc"])
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise IntegrityError(
+                f"{table}, line {number}: found {', '.join(map(str, line.values()))}, expected {', '.join(COLUMNS)}: "
+                "broken, or of another version; move it away"
+            )
+    return lines
 
 
 def scores(arguments: argparse.Namespace, lines: Iterable[dict[str, str]], outcomes: Collection[str]) -> Scores:
@@ -129,6 +155,7 @@ def main() -> None:
     table = tables / f"{arguments.prefix}.csv"
     try:
         refuse_unequal_runs(arguments)
+        lines_of(arguments, table)  # what it refuses is said before hours of training
         if arguments.minutes > 0:
             work(arguments, more)
         lines = lines_of(arguments, table)

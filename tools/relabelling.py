@@ -15,6 +15,7 @@ Options that it does not know, as --option=value, go to every `fit`; those of th
 
 import argparse
 import csv
+import io
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from paired import Scores, dsc_of, show_tests
 from trained import Training, train
 
 from organseg.errors import IntegrityError, OrgansegError
+from organseg.files import publish_text
 from organseg.metrics import OVERALL, read_case_table
 from organseg.runtime.run_folder import DATA, RunFolder
 
@@ -314,12 +316,13 @@ def show_rounds(runs: Sequence[Run], tables: Path) -> None:
 
 
 def write(path: Path, lines: Sequence[dict[str, str]]) -> None:
-    """A CSV file; a line that lacks a column, as of other organs, has nothing there."""
+    """A CSV file, whole or not at all; a line that lacks a column, as of other organs, has nothing there."""
     columns = list(dict.fromkeys(key for line in lines for key in line))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    publish_text(path, text.getvalue())
 
 
 def main() -> None:

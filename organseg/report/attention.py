@@ -107,9 +107,8 @@ def draw_attention(
         paint(line[0], view, window, None)
         line[0].set_ylabel(which, fontsize=10)
         for axes, found in zip(line[1:], maps, strict=True):
-            sharpest = int(found.seen.argmin())
-            weights = found.heads.mean(axis=0) if which.startswith("mean") else found.heads[sharpest]
-            seen = found.seen.mean() if which.startswith("mean") else found.seen[sharpest]
+            shown_heads = slice(None) if which.startswith("mean") else [int(found.seen.argmin())]
+            weights, seen = found.heads[shown_heads].mean(axis=0), found.seen[shown_heads].mean()
             plane = weights if weights.ndim == 2 else weights[voxel[0] * len(weights) // padded[0]]
             paint(axes, view, window, None)
             axes.imshow(

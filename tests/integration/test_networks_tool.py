@@ -132,6 +132,24 @@ def test_only_organs_that_both_have_are_compared() -> None:
     assert one.cases == 2 and one.mean_difference == pytest.approx(-0.1)
 
 
+OLD, LINE = "network,seed,organ,case,dsc\nunet,0,liver,a,0.5\n", "unet,0,32-true,liver,a,found,0.5"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [OLD, ",".join(networks.COLUMNS) + f"\n{LINE}\nunet,0,32-true,liv", ",".join(networks.COLUMNS) + f"\n{LINE}x\n",
+     ",".join(networks.COLUMNS) + f"\n{LINE},more\n", b"\xff\xfe\x00"],
+    ids=["of another version", "truncated", "no number", "too long", "no text"],
+)  # fmt: skip
+def test_a_broken_table_is_refused_by_name(tmp_path: Path, content: str | bytes) -> None:
+    table = tmp_path / "btcv_100.csv"
+    table.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(IntegrityError, match=r"btcv_100\.csv.*move it away"):
+        networks.known_lines(table)
+    table.write_text("")
+    assert networks.known_lines(table) == networks.known_lines(tmp_path / "none.csv") == []
+
+
 @pytest.mark.slow
 def test_two_networks_are_compared(toy: Path, tmp_path: Path) -> None:
     words = ("--cache", toy / "cache", "--out", tmp_path, "--prefix", "mirrored_100", "--networks", "unet", "mhsa")
