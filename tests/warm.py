@@ -226,7 +226,7 @@ def _tool(words: list[str]) -> None:
     """`python SCRIPT`, whose commands are forks of this process."""
 
     def forked(command: Sequence[str], check: bool = False, **options: object) -> subprocess.CompletedProcess[bytes]:
-        assert list(command[:3]) == [sys.executable, "-m", "organseg"] and check and not options, command
+        assert list(command[:3]) == [sys.executable, "-m", "organseg"] and not options, command
         sys.stdout.flush()
         child = os.fork()
         if not child:
@@ -242,7 +242,7 @@ def _tool(words: list[str]) -> None:
                 sys.stderr.flush()
                 os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if code:
+        if check and code:
             raise subprocess.CalledProcessError(code, list(command))
         return subprocess.CompletedProcess(list(command), code)
 

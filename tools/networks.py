@@ -166,6 +166,7 @@ def main() -> None:
         write(table, lines)
     if found := scores(arguments, lines, KNOWN):
         show(found)
+    if len(found) > 1:
         show_tests(scores(arguments, lines, PRESENT))
 
 

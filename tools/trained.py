@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from organseg.errors import UsageError
+from organseg.errors import OrgansegError, UsageError
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,24 @@ class Training:
     after: Path | None = None
 
 
+class CommandError(OrgansegError):
+    """A command failed, and has said why; its exit code is kept (75: interrupted, the same command goes on)."""
+
+    def __init__(self, words: Sequence[str], code: int) -> None:
+        super().__init__(f"organseg {' '.join(words)}: ended with exit code {code}")
+        self.exit_code = code if code >= 0 else 128 - code
+
+
 def organseg(*words: str) -> None:
-    """Run one command, shown as it is typed."""
+    """Run one command, shown as it is typed.
+
+    Raises:
+        CommandError: If it fails.
+    """
     print("$ organseg " + " ".join(words), flush=True)
-    subprocess.run([sys.executable, "-m", "organseg", *words], check=True)
+    code = subprocess.run([sys.executable, "-m", "organseg", *words]).returncode
+    if code:
+        raise CommandError(words, code)
 
 
 def train(missing: Sequence[Training], minutes: float, jobs: int, check: Callable[[], None]) -> None:
@@ -44,7 +58,7 @@ def train(missing: Sequence[Training], minutes: float, jobs: int, check: Callabl
 
     Raises:
         UsageError: If no training may run at a time.
-        subprocess.CalledProcessError: If a command fails: those that run go on to their end, and no other is begun.
+        CommandError: If a command fails: those that run go on to their end, and no other is begun.
     """
     if jobs < 1:
         raise UsageError(f"--jobs {jobs}: expected at least 1")

@@ -1,6 +1,5 @@
 """`tools/trained.py`: several trainings at a time, each after what it needs, and none after a failure."""
 
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -30,7 +29,7 @@ class Commands:
         if words[0] == "fit" and words[1].startswith("together"):
             self.together.wait()
         if words[1] == self.failing:
-            raise subprocess.CalledProcessError(2, words)
+            raise trained.CommandError(words, 2)
 
 
 def fits(commands: Commands) -> list[str]:
@@ -62,7 +61,7 @@ def test_after_a_failure_no_other_is_begun(monkeypatch: pytest.MonkeyPatch, jobs
     commands = Commands(monkeypatch, 1, failing="round0")
     missing = [Training(Path("round0"), ["round0"])]
     missing += [Training(Path(name), [name], Path("round0")) for name in ("a", "b", "c")]
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(trained.CommandError):
         trained.train(missing, 1, jobs, lambda: None)
     assert fits(commands) == ["round0"]
 
@@ -78,3 +77,10 @@ def test_no_job_at_a_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--jobs 0: expected at least 1"):
         trained.train([Training(Path("runs/a"), ["a"])], 1, 0, lambda: None)
     assert not commands.words
+
+
+def test_a_command_that_fails_is_an_error_with_its_exit_code() -> None:
+    with pytest.raises(trained.CommandError, match="organseg fit --config none") as failed:
+        trained.organseg("fit", "--config", "none.yaml")
+    assert failed.value.exit_code == 2
+    assert trained.CommandError(("fit",), -9).exit_code == 137
