@@ -247,7 +247,8 @@ def test_no_manifest_has_a_secret() -> None:
 @each_job
 def test_the_policy_knows_the_exit_codes(name: str) -> None:
     codes = [error.exit_code for error in (*HOPELESS, *AGAIN, Interrupted)]
-    assert len(set(codes)) == len(codes) == 1 + len(OrgansegError.__subclasses__())
+    classes = [error for error in OrgansegError.__subclasses__() if error.__module__ == OrgansegError.__module__]
+    assert len(set(codes)) == len(codes) == 1 + len(classes)
     assert action(name, Interrupted.exit_code) == action(name, 128 + signal.SIGTERM) == "Ignore"
     indexed = "backoffLimitPerIndex" in JOBS[name]["spec"]
     for error in HOPELESS:
