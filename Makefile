@@ -35,7 +35,7 @@ lint: venv ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 type: venv ## mypy, strict
-	$(BIN)/mypy
+	$(BIN)/mypy && MYPYPATH=.:tools $(BIN)/mypy --explicit-package-bases tools/*.py
 
 bench: venv ## Hot paths against peers, as ratios
 	$(BIN)/python tools/bench/metrics.py && $(BIN)/python tools/bench/training.py && $(BIN)/python tools/bench/cache.py && $(BIN)/python tools/bench/prediction.py && $(BIN)/python tools/bench/windows.py && $(BIN)/python tools/bench/relabelling.py && $(BIN)/python tools/bench/attention.py && $(BIN)/python tools/bench/priors.py

@@ -69,15 +69,15 @@ def main() -> None:
     won: dict[str, NDArray[np.int64]] = {organ: np.zeros(2, dtype=np.int64) for organ in arguments.organs}
     for path in sorted(folder.rglob("*.nii.gz")):
         key = f"{path.parent.name}/{path.name.removesuffix('.nii.gz')}"
-        both = [load_case(case_file(run, config, key), run / path.relative_to(arguments.runs[0]), organs)
-                for run in arguments.runs]  # fmt: skip
+        before, after = (load_case(case_file(run, config, key), run / path.relative_to(arguments.runs[0]), organs)
+                         for run in arguments.runs)  # fmt: skip
         for organ in arguments.organs:
             channel = organs.index(organ)
-            for kind, per_slice in zip(("recovered", "removed"), changes(*both, channel), strict=True):
+            for kind, per_slice in zip(("recovered", "removed"), changes(before, after, channel), strict=True):
                 won[organ][int(kind == "removed")] += per_slice.sum()
                 z = int(per_slice.argmax())
                 what = f"{organ}, {key}, z = {z}\n{per_slice[z]} voxels {kind}"
-                found = (int(per_slice[z]), (both[0], both[1], channel, z, what))
+                found = (int(per_slice[z]), (before, after, channel, z, what))
                 best[organ, kind] = max(best.get((organ, kind), found), found, key=lambda one: one[0])
     for organ, (recovered, removed) in won.items():
         print(f"{organ}: {recovered:+d} voxels found that are right, {removed:+d} false ones less")

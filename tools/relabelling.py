@@ -202,8 +202,8 @@ def scores_of(run: Run) -> Iterator[dict[str, str]]:
     """The lines of a tested run, one an organ, and their means."""
     test, means = run.folder / "test", defaultdict[str, list[float]](list)
     outcomes: dict[str, list[tuple[str, float]]] = defaultdict(list)
-    for row in read_case_table(test / "cases.csv"):
-        outcomes[row.organ].append((row.score.outcome, row.score.dsc))
+    for case in read_case_table(test / "cases.csv"):
+        outcomes[case.organ].append((case.score.outcome, case.score.dsc))
     for row in rows_of(test / "summary.csv"):
         found = outcomes[row["organ"]]
         there = [dsc for outcome, dsc in found if outcome in ("found", "missed")]
@@ -280,9 +280,9 @@ def show_rounds(runs: Sequence[Run], tables: Path) -> None:
         for table in sorted(run.folder.glob("*_relabel/organs.csv")) if run.finished else []:
             round_name = table.parent.name.split("_")[1].removeprefix("round")
             for row in rows_of(table):
-                rates = {rate: row[rate] and f"{float(row[rate]):.4f}" for rate in RATES}
+                shown = {rate: row[rate] and f"{float(row[rate]):.4f}" for rate in RATES}
                 counts = {name: row[name] for name in ("organ", "candidates", "added")}
-                lines.append({**run.line, "round": round_name, **counts, **rates})
+                lines.append({**run.line, "round": round_name, **counts, **shown})
     if not lines:
         return
     lines = sorted_lines(lines)

@@ -118,7 +118,7 @@ def position_errors(run: Path, positions: Sequence[str]) -> list[dict[str, str]]
     cases, lines = data.training_cases(), []
     for number in range(len(cases)):
         case = cases[number]
-        assert module.known is not None
+        assert case is not None and module.known is not None
         truth = module.positioning.annotated(case, module.known)
         for position in positions:
             module.position = position  # type: ignore[assignment]
