@@ -23,16 +23,18 @@ FUSION = Path(__file__).parents[1] / "tools" / "fusion.py"
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with phantoms of two seeds.
 
-    `cache` holds them as the data sets `phantom` and `btcv`, beside `mirrored`; `fusion_cache` holds what
-    tools/fusion.py makes of `btcv`.
+    `cache` holds them as the data sets `phantom`, `btcv` and, once more, `chaosmr`, beside `mirrored`; `fusion_cache`
+    holds what tools/fusion.py makes of `btcv`.
     """
     folder = tmp_path_factory.mktemp("toy")
     organseg("phantom", "--cases", 6, "--shape", 24, 32, 32, "--out", folder / "phantoms", "--processes", 1)
     organseg("phantom", "--cases", 5, "--seed", 1, "--shape", 24, 32, 32, "--out", folder / "btcv", "--processes", 1)
     renamed = folder / "btcv" / "dataset.yaml"
     renamed.write_text(renamed.read_text().replace("name: phantom", "name: btcv"))
+    other = renamed.with_name("chaosmr.yaml")
+    other.write_text(renamed.read_text().replace("name: btcv", "name: chaosmr"))
     organseg("phantom", "--mirrored", "--cases", 5, "--shape", 16, 32, 32, "--out", folder / "mirrored")
-    manifests = (folder / "phantoms" / "dataset.yaml", renamed, folder / "mirrored" / "dataset.yaml")
+    manifests = (folder / "phantoms" / "dataset.yaml", renamed, other, folder / "mirrored" / "dataset.yaml")
     organseg("prepare", *manifests, "--out", folder / "cache", "--processes", 1)
     words = [sys.executable, FUSION, renamed, "--out", folder / "fusion", "--cases", 2]
     subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)

@@ -113,7 +113,9 @@ def test_an_experiment_is_what_its_name_says(config: Path) -> None:
     assert whole["data"]["init_args"].get("label_share", 1.0) == share / 100
 
 
-@pytest.mark.parametrize(("group", "steps"), [("btcv_", 2700), ("phantom_", 2700), ("btcv3d_", 600), ("fusion_", 2700)])
+@pytest.mark.parametrize(
+    ("group", "steps"), [("btcv_", 2700), ("phantom_", 2700), ("btcv3d_", 600), ("fusion_", 2700), ("chaosmr_", 2700)]
+)
 def test_all_methods_have_the_same_number_of_steps(group: str, steps: int) -> None:
     for path in EXPERIMENTS:
         whole = load_config(path)

@@ -90,6 +90,10 @@ def test_every_method_is_a_command_that_is_understood(method: str, dataset: str,
     compared.refuse_another_setup(["fit", *run.fit_words(tmp_path, 1500, [])])
 
 
+def test_the_priors_of_another_run_are_named(toy: Path, tmp_path: Path) -> None:
+    assert "needs --prior CKPT" in run_tool(toy, tmp_path, "--methods", "stipple0_other", check=2)
+
+
 def test_with_all_labels_there_is_nothing_to_find() -> None:
     asked = argparse.Namespace(
         seeds=[0], folds=[0], shares=[100, 30], methods=list(relabelling.METHODS), out=Path("out"), dataset="btcv"
@@ -101,6 +105,7 @@ def test_with_all_labels_there_is_nothing_to_find() -> None:
         "naive",
         "stipple0",
         "plain0",
+        "stipple0_other",
     ]
     assert [method for share, method in planned if share == 30] == ["round0", *relabelling.METHODS]
 
