@@ -29,6 +29,8 @@ NETWORKS = {
     "MHSA": {"mhca": False},
     "MHCA": {"mhsa": False},
     "U-Transformer": {},
+    "of 64 keys": {"keys": 64},
+    "at all skips": {"keys": 64, "levels": 4},
 }
 TOKENS = (1024, 2048, 4096, 8192)
 CHANNELS, HEADS = 256, 8
