@@ -33,8 +33,10 @@ from organseg.metrics import OVERALL, read_case_table
 from organseg.runtime.run_folder import DATA, RunFolder
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "experiment"
+OTHER = "stipple0_other"
+"""With the priors of another run, of `--prior`."""
 METHODS = ("inerrant", "inerrant0", "smile", "pseudo_labels", "inerrant_thesis", "inerrant_judges", "naive", "stipple0",
-           "stipple", "plain0", "plain", "stipple0_other", "inerrant_stipple", "inerrant_drawn", "judges_once",
+           "stipple", "plain0", "plain", OTHER, "inerrant_stipple", "inerrant_drawn", "judges_once",
            "mcp_once")  # fmt: skip
 ONCE = ("--curriculum.rounds=1", "--curriculum.gamma_max=1.0", "--curriculum.round_steps=1200",
         "--curriculum.start=scratch", "--curriculum.selection.max_volume=1.5")  # fmt: skip
@@ -42,15 +44,15 @@ ONCE = ("--curriculum.rounds=1", "--curriculum.gamma_max=1.0", "--curriculum.rou
 CHANGED = {
     "plain0": ("stipple0", ("--model.init_args.use=[]",)),
     "plain": ("stipple", ("--model.init_args.use=[]",)),
-    "stipple0_other": ("stipple0", ()),
+    OTHER: ("stipple0", ()),
     "inerrant_drawn": ("inerrant", ("--data.init_args.draw_annotated_only=true",)),
     "judges_once": ("inerrant_judges", ONCE),
     "mcp_once": ("inerrant_judges", (*ONCE, "--curriculum.score=mcp")),
 }
 """STIPPLE's schedule without a prior, with and without relabelling, and with the priors of `--prior`; INERRANT whose
 draws by organ show annotations alone; INERRANT's judges with its schedule, and the probability in their place."""
-WITHOUT_ROUNDS = ("inerrant0", "naive", "stipple0", "plain0", "stipple0_other")
-FROM_ROUND0 = ("stipple0", "stipple", "inerrant_stipple", "plain0", "plain", "stipple0_other")
+WITHOUT_ROUNDS = ("inerrant0", "naive", "stipple0", "plain0", OTHER)
+FROM_ROUND0 = ("stipple0", "stipple", "inerrant_stipple", "plain0", "plain", OTHER)
 ROUND0 = "round0"
 KEYS = ("dataset", "label_share_percent", "fold", "seed", "method", "computed_in")
 """Of the tables' lines."""
@@ -133,7 +135,7 @@ def work(runs: Sequence[Run], arguments: argparse.Namespace, more: Sequence[str]
     """Train and test what is not finished, while there is time to begin."""
     missing = []
     for run in runs:
-        prior = [f"--model.init_args.prior={arguments.prior}"] if run.method == "stipple0_other" else []
+        prior = [f"--model.init_args.prior={arguments.prior}"] if run.method == OTHER else []
         words = run.fit_words(arguments.cache, arguments.round0_steps, [*more, *prior])
         if run.finished:
             refuse_another_setup(["fit", *words])
@@ -346,8 +348,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this; 0: tables only")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, for a GPU that one does not fill")
     arguments, more = parser.parse_known_args()
-    if "stipple0_other" in arguments.methods and not arguments.prior:
-        parser.error("--methods stipple0_other: needs --prior CKPT, of a run with priors")
+    if OTHER in arguments.methods and arguments.minutes > 0 and not (arguments.prior and arguments.prior.is_file()):
+        parser.error(f"--methods {OTHER}: needs --prior CKPT, of a run with priors; found {arguments.prior}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     tables = arguments.tables or arguments.out
     runs = list(plan(arguments))

@@ -91,7 +91,10 @@ def test_every_method_is_a_command_that_is_understood(method: str, dataset: str,
 
 
 def test_the_priors_of_another_run_are_named(toy: Path, tmp_path: Path) -> None:
-    assert "needs --prior CKPT" in run_tool(toy, tmp_path, "--methods", "stipple0_other", check=2)
+    words = ("--methods", relabelling.OTHER)
+    assert "needs --prior CKPT" in run_tool(toy, tmp_path, *words, check=2)
+    assert "found none.ckpt" in run_tool(toy, tmp_path, *words, "--prior", "none.ckpt", check=2)  # before any training
+    assert "$ organseg" not in run_tool(toy, tmp_path, *words, "--minutes", "0")  # tables need none
 
 
 def test_with_all_labels_there_is_nothing_to_find() -> None:
