@@ -21,22 +21,23 @@ FUSION = Path(__file__).parents[1] / "tools" / "fusion.py"
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with phantoms of two seeds.
+    """A folder with phantoms, no two alike.
 
-    `cache` holds them as the data sets `phantom`, `btcv` and, once more, `chaosmr`, beside `mirrored`; `fusion_cache`
-    holds what tools/fusion.py makes of `btcv`.
+    `cache` holds the data sets `phantom`, `btcv`, `chaosmr` and `mirrored`; `fusion_cache` holds what tools/fusion.py
+    makes of `btcv`.
     """
     folder = tmp_path_factory.mktemp("toy")
     organseg("phantom", "--cases", 6, "--shape", 24, 32, 32, "--out", folder / "phantoms", "--processes", 1)
-    organseg("phantom", "--cases", 5, "--seed", 1, "--shape", 24, 32, 32, "--out", folder / "btcv", "--processes", 1)
-    renamed = folder / "btcv" / "dataset.yaml"
-    renamed.write_text(renamed.read_text().replace("name: phantom", "name: btcv"))
-    other = renamed.with_name("chaosmr.yaml")
-    other.write_text(renamed.read_text().replace("name: btcv", "name: chaosmr"))
+    renamed = []
+    for seed, name, cases in ((1, "btcv", 5), (2, "chaosmr", 3)):
+        organseg("phantom", "--cases", cases, "--seed", seed, "--shape", 24, 32, 32, "--out", folder / name,
+                 "--processes", 1)  # fmt: skip
+        renamed.append(folder / name / "dataset.yaml")
+        renamed[-1].write_text(renamed[-1].read_text().replace("name: phantom", f"name: {name}"))
     organseg("phantom", "--mirrored", "--cases", 5, "--shape", 16, 32, 32, "--out", folder / "mirrored")
-    manifests = (folder / "phantoms" / "dataset.yaml", renamed, other, folder / "mirrored" / "dataset.yaml")
+    manifests = (folder / "phantoms" / "dataset.yaml", *renamed, folder / "mirrored" / "dataset.yaml")
     organseg("prepare", *manifests, "--out", folder / "cache", "--processes", 1)
-    words = [sys.executable, FUSION, renamed, "--out", folder / "fusion", "--cases", 2]
+    words = [sys.executable, FUSION, renamed[0], "--out", folder / "fusion", "--cases", 2]
     subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL)
     manifests = tuple(folder / "fusion" / f"{part}.yaml" for part in ("few", "pancreas", "heldout"))
     organseg("prepare", *manifests, "--out", folder / "fusion_cache", "--processes", 1)
