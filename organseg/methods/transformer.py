@@ -11,6 +11,7 @@ from organseg.batch import Batch, View
 from organseg.losses import marginal_loss
 from organseg.methods.base import SegmentationModule, adam, build_network
 from organseg.networks import UTransformer
+from organseg.networks.attention import Positions
 
 
 class TransformerModule(SegmentationModule):
@@ -25,7 +26,7 @@ class TransformerModule(SegmentationModule):
         mhca: Cross-attention at the skips.
         levels: Skips that have it, from the deepest on.
         heads: Of every attention.
-        positional_encoding: Whether attention knows where its tokens are.
+        positional_encoding: Whether attention knows where its tokens are: by sines (true), `rotary`, or false.
         qk_norm: Keep attention from becoming too sharp to learn (beyond the thesis).
         network: Further arguments of `UTransformer`: backbone, width, depth, dims, options, block, keys.
         optimizer: Makes the optimiser from the parameters.
@@ -41,7 +42,7 @@ class TransformerModule(SegmentationModule):
         mhca: bool = True,
         levels: int = 3,
         heads: int = 8,
-        positional_encoding: bool = True,
+        positional_encoding: Positions = True,
         qk_norm: bool = False,
         network: Mapping[str, Any] | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = adam,

@@ -7,6 +7,7 @@ explicitly, N x N, to look at.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from organseg.networks.unet import make_conv, make_norm, resize
 
 _MAX_POOL: dict[int, Callable[..., Tensor]] = {2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE_POOL: dict[int, Callable[..., Tensor]] = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+Positions = bool | Literal["rotary"]
+"""Whether attention knows where its tokens are: by an encoding that is added (true), by `rotated`, or not at all."""
 
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """All but cuDNN's, torch's first choice on an H100: of N % 128 = 64 tokens, as a bottleneck of 8 x 8 has, its backward
@@ -52,6 +56,36 @@ def sinusoidal_positions(channels: int, size: Sequence[int], device: torch.devic
 def with_positions(image: Tensor) -> Tensor:
     """[B, C, *S] plus the encoding of its pixels."""
     return image + sinusoidal_positions(image.shape[1], image.shape[2:], image.device).to(image.dtype)
+
+
+def rotated(tokens: Tensor, size: Sequence[int], grid: Sequence[int] | None = None) -> Tensor:
+    """Queries or keys turned by their positions: products know how far apart two pixels are, and in which direction.
+
+    Pairs of a head's channels are turned, by angles of periods from 2 to 32 pixels; each axis has as many pairs, and
+    what is left over stays. Rotary positions (Su et al., RoFormer, Neurocomputing 2024) along each axis, as in vision
+    Transformers (Heo et al., ECCV 2024); beyond the thesis.
+
+    Args:
+        tokens: [B, H, N, d].
+        size: Of the map that they are of; N pixels.
+        grid: Where that map is a coarser one of another: size of the other, in whose pixels positions are.
+
+    Returns:
+        [B, H, N, d].
+    """
+    dims, pairs = len(size), tokens.shape[-1] // 2 // len(size)
+    wave = math.pi * 16.0 ** -torch.linspace(0, 1, pairs, device=tokens.device)
+    angles = []
+    for axis, (length, whole) in enumerate(zip(size, grid or size, strict=True)):
+        index = (torch.arange(length, device=tokens.device) + 0.5) * (whole / length) - 0.5
+        shape = [length if other == axis else 1 for other in range(dims)]
+        angles.append((index[:, None] * wave).view(*shape, pairs).expand(*size, pairs))
+    angle = torch.cat(angles, dim=-1).flatten(0, -2)
+    sine, cosine = angle.sin().to(tokens.dtype), angle.cos().to(tokens.dtype)
+    turned = dims * pairs
+    first, second = tokens[..., :turned], tokens[..., turned : 2 * turned]
+    left_over = tokens[..., 2 * turned :]
+    return torch.cat([first * cosine - second * sine, first * sine + second * cosine, left_over], dim=-1)
 
 
 def to_tokens(image: Tensor) -> Tensor:
@@ -105,6 +139,18 @@ def _refuse_uneven(channels: int, heads: int) -> None:
         raise ValueError(msg)
 
 
+def _refuse_positions(positions: Positions, channels: int, heads: int, dims: int) -> None:
+    if positions not in (True, False, "rotary"):
+        msg = f"positional_encoding is {positions!r}, expected true, false or rotary"
+        raise ValueError(msg)
+    if positions == "rotary" and channels // heads < 4 * dims:  # a single period of 2 knows no direction
+        msg = (
+            f"rotary positions need {4 * dims} channels a head in {dims}D, "
+            f"got {channels // heads} of {channels} channels and {heads} heads; choose fewer heads"
+        )
+        raise ValueError(msg)
+
+
 class QueryKeyNorm(nn.Module):
     """Queries and keys of unit length: their product is a cosine, times a factor that each head learns.
 
@@ -144,15 +190,17 @@ class MultiHeadSelfAttention(nn.Module):
         channels: C.
         heads: H; divides C.
         dims: 2 for slices, 3 for volumes.
-        positional_encoding: Add the pixels' positions to the input of the attention, and nowhere else.
+        positional_encoding: Add the pixels' positions to the input of the attention, and nowhere else; or `rotary`, see
+            `rotated`.
         qk_norm: Bound what queries and keys make together, see `QueryKeyNorm`; beyond the thesis.
     """
 
     def __init__(
-        self, channels: int, heads: int = 8, dims: int = 2, positional_encoding: bool = True, qk_norm: bool = False
+        self, channels: int, heads: int = 8, dims: int = 2, positional_encoding: Positions = True, qk_norm: bool = False
     ) -> None:
         super().__init__()
         _refuse_uneven(channels, heads)
+        _refuse_positions(positional_encoding, channels, heads, dims)
         self.heads = heads
         self.dims = dims
         self.positional_encoding = positional_encoding
@@ -164,25 +212,25 @@ class MultiHeadSelfAttention(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """[B, C, *S] -> [B, C, *S]."""
-        tokens = self._tokens(image)
-        query, key, value = (split_heads(map_(tokens), self.heads) for map_ in (self.query, self.key, self.value))
-        if self.qk_norm is not None:
-            query, key = self.qk_norm(query, key)
+        query, key, value = self._projected(image)
         return to_map(self.out(join_heads(attend(query, key, value))), image.shape[2:])
 
     def weights(self, image: Tensor, rows: slice = slice(None)) -> Tensor:
         """What each pixel (or some: `rows`) attends to: [B, C, *S] -> [B, H, N, N], rows sum to 1."""
-        tokens = self._tokens(image)
-        query, key = split_heads(self.query(tokens[:, rows]), self.heads), split_heads(self.key(tokens), self.heads)
-        if self.qk_norm is not None:
-            query, key = self.qk_norm(query, key)
-        return attention_weights(query, key)
+        query, key, _ = self._projected(image)
+        return attention_weights(query[:, :, rows], key)
 
-    def _tokens(self, image: Tensor) -> Tensor:
+    def _projected(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if image.ndim != self.dims + 2:
             msg = f"expected [B, C, *S] with {self.dims} spatial axes, got {tuple(image.shape)}"
             raise ValueError(msg)
-        return to_tokens(with_positions(image) if self.positional_encoding else image)
+        tokens = to_tokens(with_positions(image) if self.positional_encoding is True else image)
+        query, key, value = (split_heads(map_(tokens), self.heads) for map_ in (self.query, self.key, self.value))
+        if self.positional_encoding == "rotary":
+            query, key = rotated(query, image.shape[2:]), rotated(key, image.shape[2:])
+        if self.qk_norm is not None:
+            query, key = self.qk_norm(query, key)
+        return query, key, value
 
 
 class TransformerBlock(nn.Module):
@@ -192,7 +240,7 @@ class TransformerBlock(nn.Module):
         channels: C.
         heads: H; divides C.
         dims: 2 for slices, 3 for volumes.
-        positional_encoding: Add the pixels' positions to what the attention sees.
+        positional_encoding: See `MultiHeadSelfAttention`.
         qk_norm: See `MultiHeadSelfAttention`.
         expansion: Width of the MLP as a multiple of C.
     """
@@ -202,7 +250,7 @@ class TransformerBlock(nn.Module):
         channels: int,
         heads: int = 8,
         dims: int = 2,
-        positional_encoding: bool = True,
+        positional_encoding: Positions = True,
         qk_norm: bool = False,
         expansion: int = 4,
     ) -> None:
@@ -240,7 +288,8 @@ class MultiHeadCrossAttention(nn.Module):
         skip: C_S, channels of S.
         heads: H; divides both.
         dims: 2 for slices, 3 for volumes.
-        positional_encoding: Add the pixels' positions to what the projections of Y and S see, and nowhere else.
+        positional_encoding: Add the pixels' positions to what the projections of Y and S see, and nowhere else; or
+            `rotary`, see `rotated`.
         keys: Pool keys and values until they are no more than this, so that the cost grows with N instead of N^2
             (beyond the thesis: the skips of fine levels have too many pixels otherwise); None keeps all.
         qk_norm: See `MultiHeadSelfAttention`.
@@ -252,13 +301,14 @@ class MultiHeadCrossAttention(nn.Module):
         skip: int,
         heads: int = 8,
         dims: int = 2,
-        positional_encoding: bool = True,
+        positional_encoding: Positions = True,
         keys: int | None = None,
         qk_norm: bool = False,
     ) -> None:
         super().__init__()
         _refuse_uneven(high, heads)
         _refuse_uneven(skip, heads)
+        _refuse_positions(positional_encoding, high, heads, dims)
         if keys is not None and keys < 1:
             msg = f"keys is {keys}; expected at least 1, or nothing for all"
             raise ValueError(msg)
@@ -295,7 +345,7 @@ class MultiHeadCrossAttention(nn.Module):
     def _projected(self, high: Tensor, skip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         coarse = high.shape[2:]
         pooled = _MAX_POOL[len(coarse)](skip, [fine // n for fine, n in zip(skip.shape[2:], coarse, strict=True)])
-        if self.positional_encoding:
+        if self.positional_encoding is True:
             high, pooled = with_positions(high), with_positions(pooled)
         seen, size = high, self.key_size(coarse)
         if size != list(coarse):
@@ -303,6 +353,8 @@ class MultiHeadCrossAttention(nn.Module):
             seen, pooled = average(seen, size), average(pooled, size)
         maps = ((self.query, high), (self.key, seen), (self.value, pooled))
         query, key, value = (split_heads(map_(to_tokens(image)), self.heads) for map_, image in maps)
+        if self.positional_encoding == "rotary":
+            query, key = rotated(query, coarse), rotated(key, size, coarse)
         if self.qk_norm is not None:
             query, key = self.qk_norm(query, key)
         return query, key, value

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from organseg.networks.attention import MultiHeadCrossAttention, MultiHeadSelfAttention, TransformerBlock
+from organseg.networks.attention import MultiHeadCrossAttention, MultiHeadSelfAttention, Positions, TransformerBlock
 from organseg.networks.attention_unet import AttentionUNet
 from organseg.networks.nnunet import NNUNet
 from organseg.networks.unet import UNet
@@ -30,7 +30,7 @@ class UTransformer(nn.Module):
         mhca: Cross-attention at the skips.
         levels: How many skips have it, from the deepest on.
         heads: Of every attention.
-        positional_encoding: Whether attention knows where its tokens are.
+        positional_encoding: Whether attention knows where its tokens are: by sines (true), `rotary`, or false.
         width: Channels of the backbone's first level.
         depth: Its levels, the bottom one included.
         dims: 2 for slices, 3 for volumes.
@@ -49,7 +49,7 @@ class UTransformer(nn.Module):
         mhca: bool = True,
         levels: int = 3,
         heads: int = 8,
-        positional_encoding: bool = True,
+        positional_encoding: Positions = True,
         width: int = 64,
         depth: int = 5,
         dims: int = 2,

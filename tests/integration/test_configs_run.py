@@ -188,6 +188,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "mhsa_without_positions": {"gates": 0, "positions": {False}, "keys": set()},
     "nnunet": {"backbone": "NNUNet", "blocks": [1] * 5},
     "qk_norm": {"normed": {True}},
+    "rotary": {"positions": {"rotary"}},
     "residual_encoder": {"backbone": "NNUNet", "blocks": [1, 3, 4, 6, 6]},
     "transformer_block": {"bottom": "TransformerBlock"},
 }
