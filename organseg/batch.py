@@ -108,8 +108,8 @@ class CaseSource(Protocol):
     def unknown_organs(self, key: str) -> NDArray[np.bool_]:
         """[K]: which organs a training or validation case does not annotate."""
 
-    def patient_of(self, key: str) -> str:
-        """Who a training case is."""
+    def identity_of(self, key: str) -> tuple[str, str]:
+        """Who a case is: the patient, and the sha256 of the image."""
 
     def case_keys(self, stage: str) -> tuple[str, ...]:
         """Keys of the cases of `fit`, `validate`, `test` or `predict`, in the order of their numbers."""

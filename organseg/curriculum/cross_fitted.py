@@ -42,8 +42,11 @@ class CrossFittedConfidence(Score):
         fresh: Callable[[], SegmentationModule],
         annotated: Mapping[str, NDArray[np.bool_]],
     ) -> "Judges":
-        """Two segmentations with new weights."""
-        return Judges(fresh(), fresh(), halves(annotated))
+        """Two segmentations with new weights; where there is a prior, it is the method's, of all annotations."""
+        judges = Judges(fresh(), fresh(), halves(annotated))
+        for judge in (judges.first, judges.second):
+            judge.take_over(method)
+        return judges
 
     def scorer(self, method: Segmenter, learner: L.LightningModule | None) -> Scorer:
         """Probabilities of the method, and means over the three networks."""
@@ -105,7 +108,7 @@ class Judges(L.LightningModule):
         self.first_half = first_half
 
     def on_fit_start(self) -> None:
-        """Each begins with its own weights; where it has a prior, that is the method's, of all annotations."""
+        """Each begins with its own weights."""
         for judge in (self.first, self.second):
             judge.begin(afresh=True)
 

@@ -129,9 +129,11 @@ class CaseDataModule(L.LightningDataModule):
         """Volume of a voxel of the case's working grid."""
         return float(np.prod(self._training_case(key).cached.header.spacing)) / 1000
 
-    def patient_of(self, key: str) -> str:
-        """Who a training case is."""
-        return self._training_case(key).cached.header.patient
+    def identity_of(self, key: str) -> tuple[str, str]:
+        """Who a case is: the patient, and the sha256 of the image."""
+        everyone = self.cohort.train + self.cohort.val + self.cohort.test
+        header = next(case for case in everyone if case.key == key).cached.header
+        return header.patient, header.image_sha256
 
     def hidden_organs(self, key: str) -> NDArray[np.bool_]:
         """[K]: organs whose truth `label_share` hides in a training case."""

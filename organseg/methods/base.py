@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from organseg.batch import Batch, CaseSource, View, WholeCase
+from organseg.batch import Batch, CaseSource, Segmenter, View, WholeCase
 from organseg.errors import UsageError
 from organseg.inference import segment_slices, segment_windows
 from organseg.losses import deep_supervision
@@ -110,6 +110,9 @@ class SegmentationModule(L.LightningModule):
 
     def begin(self, afresh: bool = False) -> None:
         """What a training needs before its first step, unless a checkpoint brought it; `afresh`: keep new weights."""
+
+    def take_over(self, other: Segmenter) -> None:
+        """Know what another method of the same run found before its training; nothing, where it finds nothing."""
 
     def on_fit_start(self) -> None:
         """Begin."""

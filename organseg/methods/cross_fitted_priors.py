@@ -5,16 +5,16 @@ case's deserves: at two annotated cases, half of the prior is the answer. Here t
 prior is built of are divided in two, and each sees the prior of the other half; everybody else sees that of all.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from organseg.batch import WholeCase
-from organseg.methods.organ_positions import Pools, Positioning, learned_priors
+from organseg.methods.organ_positions import Pools, Positioning
 from organseg.priors import OrganPriors, Prior
 
 ALL, FIRST, SECOND = range(3)
@@ -71,31 +71,21 @@ class Halves:
         return cls(first, second)
 
 
-def half_priors(
-    pools: Pools,
-    organs: Sequence[str],
-    positioning: Positioning,
-    bins: int | Literal["all"],
-    patient_of: Callable[[str], str],
-) -> Halves:
-    """Priors of every other patient of each organ, in the order of the cases' keys, and of the others.
+def half_pools(pools: Pools, patients: Mapping[str, str]) -> tuple[Pools, Pools]:
+    """Every other patient of each organ, in the order of the cases' keys, and the others.
 
     An organ of one patient has no halves: its cases see the prior of all.
 
     Args:
-        pools: From `annotated_organs`.
-        organs: In channel order.
-        positioning: Its grid, and how organs are centred.
-        bins: Along z.
-        patient_of: Case key -> who it is.
+        pools: From `pooled`.
+        patients: Case key -> who it is.
     """
     halves = []
     for n in range(2):
         half = []
         for pool in pools:
-            patients = list(dict.fromkeys(patient_of(reference.case) for reference in pool))
-            theirs = patients[n::2] if len(patients) > 1 else []
-            half.append(tuple(reference for reference in pool if patient_of(reference.case) in theirs))
-        found = learned_priors(tuple(half), organs, positioning, bins)
-        halves.append(replace(found, references=((),) * len(organs)))
-    return Halves(*halves)
+            everyone = list(dict.fromkeys(patients[reference.case] for reference in pool))
+            theirs = everyone[n::2] if len(everyone) > 1 else []
+            half.append(tuple(reference for reference in pool if patients[reference.case] in theirs))
+        halves.append(tuple(half))
+    return halves[0], halves[1]

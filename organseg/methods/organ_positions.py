@@ -16,6 +16,7 @@ from organseg.priors import (
     Reference,
     build_prior,
     coarse_centre,
+    continued,
     corrected_centre,
     drawn,
     matched_centre,
@@ -30,6 +31,8 @@ MOST_REFERENCES = 16
 """Of an organ, that a checkpoint carries."""
 Centring = Literal["boxes", "matched"]
 Position = Literal["matched", "aligned", "naive", "true"]
+SPECK = 0.02
+"""Of an organ's mean volume: a smaller piece in a coarse segmentation is not the organ."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,14 @@ class PriorGrid:
         z, y, x = (mm * n / new for mm, n, new in zip(case.spacing, case.shape, shape, strict=True))
         return replace(case, shape=shape, spacing=(z, y, x), truth=None, centre=None)
 
-    def masks(self, case: WholeCase) -> dict[int, tuple[NDArray[np.bool_], bool]]:
+    def masks(self, case: WholeCase) -> dict[int, tuple[Reference, bool]]:
         """Of each annotated organ that the case shows: the mask in its bounding box, and whether the scan holds it all.
 
         An organ that reaches a border of the scan may be cut there.
         """
         shape = self.of(case).shape
         return {
-            channel: (mask, bool((low > 0).all() and (high < shape).all()))
+            channel: (Reference(case.key, mask), bool((low > 0).all() and (high < shape).all()))
             for channel, (mask, (low, high)) in self.placed_masks(case).items()
         }
 
@@ -81,55 +84,46 @@ Pools = tuple[tuple[Reference, ...], ...]
 """Of each organ, its mask in each case that is annotated and shows it."""
 
 
-def annotated_organs(cases: Sequence[WholeCase], organs: int, grid: PriorGrid) -> Pools:
+def pooled(found: Sequence[Mapping[int, tuple[Reference, bool]]], organs: int) -> Pools:
     """What priors are built of; cases that the field of view cuts count only where there is no other.
 
     Args:
-        cases: The training cases of the fold, with what they annotate.
+        found: Of each training case of the fold what `PriorGrid.masks` says.
         organs: How many.
-        grid: Of the masks.
     """
-    found: list[list[tuple[Reference, bool]]] = [[] for _ in range(organs)]
-    for number in range(len(cases)):
-        case = cases[number]
-        for channel, (mask, whole) in grid.masks(case).items():
-            found[channel].append((Reference(case.key, mask), whole))
-    return tuple(tuple(ref for ref, whole in pool if whole) or tuple(ref for ref, _ in pool) for pool in found)
+    pools: list[list[tuple[Reference, bool]]] = [[] for _ in range(organs)]
+    for masks in found:
+        for channel, mask in masks.items():
+            pools[channel].append(mask)
+    return tuple(tuple(ref for ref, whole in pool if whole) or tuple(ref for ref, _ in pool) for pool in pools)
 
 
-def learned_priors(
-    pools: Pools, organs: Sequence[str], positioning: "Positioning", bins: int | Literal["all"]
-) -> OrganPriors:
-    """Priors and references of all organs.
+def learned_prior(
+    organ: str, pool: Sequence[Reference], positioning: "Positioning", bins: int | Literal["all"]
+) -> Prior | None:
+    """The prior of an organ; None where no case shows it.
 
     Args:
-        pools: From `annotated_organs`, or a part of it.
-        organs: In channel order.
+        organ: Canonical name.
+        pool: Its part of what `pooled` says, or some of that.
         positioning: Its grid, and how organs are centred.
         bins: Along z.
     """
+    if not pool:
+        return None
     grid = positioning.grid
-    priors: list[Prior | None] = []
-    for organ, pool in zip(organs, pools, strict=True):
-        if not pool:
-            priors.append(None)
-            continue
-        masks = [reference.mask for reference in pool]
-        if positioning.centring == "matched":
-            slices = matched_prior(masks, positioning.max_shift)
-        else:
-            slices = build_prior(masks, max(len(mask) for mask in masks))
-        if positioning.smooth_mm:
-            sigma = [positioning.smooth_mm / mm for mm in grid.spacing]
-            slices = smoothed(slices, sigma)
-        depth = len(slices)
-        probs = binned(slices, depth if bins == "all" else bins)
-        size = (depth, *probs.shape[1:])
-        z, y, x = (n * mm for n, mm in zip(size, grid.spacing, strict=True))
-        cases_of = tuple(reference.case for reference in pool)
-        priors.append(Prior(organ, probs, (z, y, x), grid.spacing, len(probs), cases_of))
-    references = tuple(tuple(drawn(pool, "", positioning.seed, MOST_REFERENCES)) for pool in pools)
-    return OrganPriors(tuple(priors), references, positioning.centring)
+    masks = [reference.mask for reference in pool]
+    if positioning.centring == "matched":
+        slices = matched_prior(masks, positioning.max_shift)
+    else:
+        slices = build_prior(masks, max(len(mask) for mask in masks))
+    if positioning.smooth_mm:
+        slices = smoothed(slices, [positioning.smooth_mm / mm for mm in grid.spacing])
+    depth = len(slices)
+    probs = binned(slices, depth if bins == "all" else bins)
+    size = (depth, *probs.shape[1:])
+    z, y, x = (n * mm for n, mm in zip(size, grid.spacing, strict=True))
+    return Prior(organ, probs, (z, y, x), grid.spacing, len(probs), tuple(reference.case for reference in pool))
 
 
 def true_centres(case: WholeCase, organs: int) -> NDArray[np.float32]:
@@ -195,7 +189,7 @@ class Positioning:
                 low, high = box
                 whole = np.zeros(on_grid.shape, dtype=bool)
                 whole[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = mask
-                result[channel] = in_mm(matched_centre(whole, box, slices_of(prior), self.max_shift), on_grid)
+                result[channel] = in_mm(self._matched(whole, box, slices_of(prior)), on_grid)
         return result
 
     def found(
@@ -216,21 +210,30 @@ class Positioning:
             position: How.
 
         Returns:
-            [K, 3] mm (z, y, x) from the first voxel of the case's image; NaN where not wanted, or nothing was found.
+            [K, 3] mm (z, y, x) from the first voxel of the case's image; NaN where not wanted, or nothing was found but
+            specks.
         """
         result = np.full((len(probs), 3), np.nan, dtype=np.float32)
         for channel in map(int, np.flatnonzero(wanted)):
-            coarse, prior = coarse_centre(probs[channel]), known.priors[channel]
+            prior = known.priors[channel]
+            mean = None if prior is None else slices_of(prior)
+            coarse = coarse_centre(probs[channel], 1 if mean is None else SPECK * float(mean.sum()))
             if coarse is None:
                 continue
-            if position == "matched" and prior is not None:
-                centre = matched_centre(probs[channel], coarse, slices_of(prior), self.max_shift)
+            if position == "matched" and mean is not None:
+                centre = self._matched(probs[channel], coarse, mean)
             else:
                 pool = known.references[channel] if position == "aligned" else ()
                 ours = drawn(pool, case.key, self.seed, self.references)
                 centre = corrected_centre(probs[channel], coarse, ours, self.max_shift)
             result[channel] = in_mm(centre, case)
         return result
+
+    def _matched(
+        self, probs: NDArray[np.floating] | NDArray[np.bool_], box: Box, mean: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        """Where the prior fits best, searched for around the whole organ, also if the scan shows a part of it."""
+        return matched_centre(probs, continued(box, probs.shape, mean), mean, self.max_shift)
 
 
 def write_centres(

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,30 +20,29 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from organseg.batch import Batch, View, WholeCase
-from organseg.checkpoints import verify_checkpoint
-from organseg.errors import IntegrityError, Interrupted, UsageError
+from organseg.batch import Batch, Segmenter, View, WholeCase
+from organseg.errors import UsageError
 from organseg.files import publish_text
 from organseg.losses import Balance
 from organseg.methods.base import NetworkFactory, adam, build_network
+from organseg.methods.built_priors import built_priors
 from organseg.methods.coarse import coarse_weights
-from organseg.methods.cross_fitted_priors import Halves, half_priors
-from organseg.methods.given_priors import given_priors
+from organseg.methods.cross_fitted_priors import Halves
+from organseg.methods.given_priors import given_priors, refuse_others
 from organseg.methods.organ_positions import (
     Centring,
     Position,
     Positioning,
     PriorGrid,
-    annotated_organs,
-    learned_priors,
     write_centres,
 )
 from organseg.methods.partial_label import PartialLabelModule
+from organseg.methods.sharing import shared
+from organseg.methods.withholding import withheld
 from organseg.networks import UNet
 from organseg.networks.guided import MapsAtBottleneck, go_on_from
 from organseg.priors import OrganPriors, Prior, place, positions, prior_logits
 from organseg.priors.activation import EPS
-from organseg.processes import STOP
 
 Use = Literal["activation", "input", "bottleneck", "coordinates"]
 
@@ -66,6 +66,8 @@ class PriorModule(PartialLabelModule):
             the `coarse` model, trained on: what the prior is to be compared with.
         prior: Checkpoint of another run of PriorModule whose priors are used as they are, whatever its data; it must be
             of the same `working_spacing`.
+        withheld: Share of a training batch's organs whose position is withheld, so that the network learns what to say
+            of an organ that is not found, see `withholding.py`; 0 is the thesis's.
         cross_fitted: In training, a case that an organ's prior is built of sees one of other patients alone; see
             `cross_fitted_priors.py`. Not with `prior`.
         bins: Of a prior along z; `all` gives each slice its own. Not of `prior`.
@@ -96,6 +98,7 @@ class PriorModule(PartialLabelModule):
         start: Literal["coarse", "scratch"] = "coarse",
         use: Sequence[Use] = ("activation",),
         prior: Path | None = None,
+        withheld: float = 0.1,
         cross_fitted: bool = False,
         bins: int | Literal["all"] = 5,
         smooth_mm: float = 8.0,
@@ -130,11 +133,12 @@ class PriorModule(PartialLabelModule):
             or not all(0 < mm < math.inf for mm in working_spacing)
             or references < 1
             or min(smooth_mm, max_shift_mm) < 0
+            or not 0 <= withheld < 1
         ):
             raise UsageError(
                 f"model.init_args: bins {bins} and references {references} must be at least 1, floor {floor} between "
-                f"0 and 0.5, working_spacing {working_spacing} positive, smooth_mm {smooth_mm} and max_shift_mm "
-                f"{max_shift_mm} not negative"
+                f"0 and 0.5, withheld {withheld} below 1, working_spacing {working_spacing} positive, smooth_mm "
+                f"{smooth_mm}, max_shift_mm {max_shift_mm} and withheld not negative"
             )
         if position != "true" and (position == "matched") != (centring == "matched"):
             raise UsageError(
@@ -155,6 +159,7 @@ class PriorModule(PartialLabelModule):
         self.floor = floor
         self.position: Position = position
         self.positioning = Positioning(PriorGrid(working_spacing), centring, references, max_shift_mm, smooth_mm)
+        self.withheld = withheld
         self.cross_fitted = cross_fitted
         self.known: OrganPriors | None = None
         self.halves: Halves | None = None
@@ -192,7 +197,8 @@ class PriorModule(PartialLabelModule):
         if self.known is None:
             if self.position == "true":
                 raise UsageError("model.init_args.position: `true` is for a test alone; train with another")
-            made_of = self._made_of()
+            taken = {"coarse": self.coarse_checkpoint, "prior": self.prior_checkpoint}
+            made_of = refuse_others(self._folder / "made_of.json", taken)
             self._load_coarse(self.start == "coarse" and not afresh)
             self._set_priors()
             self.centres = self._training_centres() if self.use else {}
@@ -218,21 +224,11 @@ class PriorModule(PartialLabelModule):
         """In the run folder, whatever the phase of a curriculum."""
         return Path(self.trainer.default_root_dir) / "prior"
 
-    def _made_of(self) -> dict[str, str]:
-        """sha256 of the checkpoints that this run takes from others, the same for all of its phases.
-
-        Raises:
-            IntegrityError: If an earlier phase found others there.
-        """
-        given = {"coarse": self.coarse_checkpoint, "prior": self.prior_checkpoint}
-        found = {name: verify_checkpoint(Path(path)) for name, path in given.items() if path and Path(path).exists()}
-        before = self._folder / "made_of.json"
-        if before.exists() and before.read_text() != json.dumps(found, indent=1):
-            names = " or ".join(str(path) for path in given.values() if path)
-            raise IntegrityError(
-                f"{before}: this run was begun with another {names}: put that back, or start anew with --overwrite"
-            )
-        return found
+    def take_over(self, other: Segmenter) -> None:
+        """The priors, the centres and the coarse model of another one, of the same run."""
+        if isinstance(other, PriorModule):
+            self.known, self.halves, self.centres = other.known, other.halves, other.centres
+            self.coarse.load_state_dict(other.coarse.state_dict())
 
     def _set_priors(self) -> None:
         """Of the training cases, or of another run."""
@@ -242,10 +238,12 @@ class PriorModule(PartialLabelModule):
         elif self.prior_checkpoint is not None:
             self.known = given_priors(Path(self.prior_checkpoint), organs, positioning, self.source)
         else:
-            pools = annotated_organs(self.source.training_cases(), len(organs), positioning.grid)
-            self.known = learned_priors(pools, organs, positioning, self.bins)
-            if self.cross_fitted:
-                self.halves = half_priors(pools, organs, positioning, self.bins, self.source.patient_of)
+            if self.trainer.is_global_zero:
+                cases = len(self.source.training_cases())
+                print(f"builds priors of {len(organs)} organs, and finds them in {cases} cases", flush=True)
+            self.known, self.halves = built_priors(
+                self.source, organs, positioning, self.bins, self.cross_fitted, partial(shared, self.trainer)
+            )
 
     def _load_coarse(self, go_on: bool) -> None:
         """Take the coarse model's weights, also to go on from.
@@ -269,24 +267,18 @@ class PriorModule(PartialLabelModule):
     def _training_centres(self) -> dict[str, NDArray[np.float32]]:
         """Annotated organs where their annotations say, others where the coarse model finds them; ranks share."""
         cases = self.source.training_cases()
-        assert self.known is not None
-        rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        mine: dict[str, NDArray[np.float32]] = {}
-        for turn in range(0, len(cases), ranks):
-            if turn + rank < len(cases):
-                case = cases[turn + rank]
-                mine[case.key] = self.positioning.annotated(case, self.known)
-                if self.halves:
-                    self.halves.centre(mine[case.key], case, self.positioning)
-                if not case.annotated.all():
-                    mine[case.key][~case.annotated] = self._located(case, ~case.annotated)[~case.annotated]
-            if self.trainer.strategy.reduce_boolean_decision(STOP.asked, all=False):
-                raise Interrupted("stopped by a signal while finding organs; the same command begins with that again")
-        if ranks == 1:
-            return mine
-        everyone: list[Any] = [None] * ranks
-        torch.distributed.all_gather_object(everyone, mine)
-        return {key: centre for part in everyone for key, centre in sorted(part.items())}
+
+        def of(number: int) -> tuple[str, NDArray[np.float32]]:
+            case = cases[number]
+            assert self.known is not None
+            centre = self.positioning.annotated(case, self.known)
+            if self.halves:
+                self.halves.centre(centre, case, self.positioning)
+            if not case.annotated.all():
+                centre[~case.annotated] = self._located(case, ~case.annotated)[~case.annotated]
+            return case.key, centre
+
+        return dict(shared(self.trainer, len(cases), of, "finding organs"))
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """METHOD.md 1.2 at the biased logits, normalised over all ranks."""
@@ -347,7 +339,12 @@ class PriorModule(PartialLabelModule):
         unknown = np.full((len(self.organs), 3), np.nan, dtype=np.float32)
         found = np.stack([self.centres.get(case, unknown) for case in view["case"]])
         ours = torch.from_numpy(found).to(centre)
-        return torch.where(ours.isnan(), centre, ours)
+        known = torch.where(ours.isnan(), centre, ours)
+        if self.training and self.withheld:
+            step = self.trainer.global_step
+            hidden = withheld(self.withheld, step, view["case"], view["index_to_mm"], len(self.organs))
+            known = known.masked_fill(hidden.to(known.device)[..., None], torch.nan)
+        return known
 
     # Whole cases.
 

@@ -3,7 +3,7 @@
 from organseg.priors.activation import prior_logits, prior_sigmoid, prior_softmax, with_background
 from organseg.priors.align import align
 from organseg.priors.build import Prior, build_prior, cropped, smoothed
-from organseg.priors.matching import matched_centre, matched_prior, slices_of
+from organseg.priors.matching import continued, matched_centre, matched_prior, slices_of
 from organseg.priors.placing import place, positions
 from organseg.priors.position import Reference, coarse_centre, corrected_centre, drawn
 from organseg.priors.record import OrganPriors
@@ -15,6 +15,7 @@ __all__ = [
     "align",
     "build_prior",
     "coarse_centre",
+    "continued",
     "corrected_centre",
     "cropped",
     "drawn",

@@ -45,18 +45,25 @@ def prior_softmax(logits: Tensor, prior: Tensor, eps: float = EPS) -> Tensor:
         return torch.softmax(logits.float() + _checked(logits, prior).clamp(eps, 1 - eps).log(), dim=1)
 
 
-def with_background(prior: Tensor, floor: float) -> Tensor:
+def with_background(prior: Tensor, floor: float, known: Tensor | None = None) -> Tensor:
     """Priors of K organs -> of background and organs: what the organs leave, but at least `floor`.
+
+    An organ that is nowhere is as probable as the background, so that its logit alone decides; where no organ is
+    anywhere the activation is plain.
 
     Args:
         prior: [B, K, *S].
         floor: Least prior of the background.
+        known: [B, K] bool, organs with a position; default: all.
 
     Returns:
         [B, K + 1, *S], channel 0 the background.
     """
-    background = (1 - prior.sum(dim=1, keepdim=True)).clamp(min=floor)
-    return torch.cat([background, prior], dim=1)
+    if known is None:
+        known = torch.ones(prior.shape[:2], dtype=torch.bool, device=prior.device)
+    there = known.view(*known.shape, *(1,) * (prior.ndim - 2))
+    background = (1 - (prior * there).sum(dim=1, keepdim=True)).clamp(min=floor)
+    return torch.cat([background, torch.where(there, prior, background)], dim=1)
 
 
 def _checked(logits: Tensor, prior: Tensor) -> Tensor:

@@ -80,6 +80,24 @@ def matched_centre(
     return centre
 
 
+def continued(box: Box, shape: Sequence[int], mean: NDArray[np.float32]) -> Box:
+    """The bounding box of an organ that reaches a border of the scan, as if it went on there.
+
+    Args:
+        box: Of what is seen of the organ.
+        shape: Of the scan.
+        mean: [Z', Y', X'] the prior's box, slice by slice; what it has half of its greatest value in is the extent of
+            an organ.
+
+    Returns:
+        The box, longer by what is missing of that extent, where it touches a border at one end of an axis alone.
+    """
+    usual = bounding_box(mean >= mean.max() / 2)
+    missing = np.maximum(usual[1] - usual[0] - (box[1] - box[0]), 0)
+    below, above = box[0] == 0, box[1] == np.array(shape)
+    return box[0] - missing * (below & ~above), box[1] + missing * (above & ~below)
+
+
 def slices_of(prior: Prior) -> NDArray[np.float32]:
     """A prior's box slice by slice, float32 [dz, Hp, Wp]."""
     depth = prior.size[0]

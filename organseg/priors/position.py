@@ -26,19 +26,32 @@ class Reference:
     case: str
     mask: NDArray[np.bool_]
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Ranks send each other bits."""
+        return _unpacked, (self.case, self.mask.shape, np.packbits(self.mask).tobytes())
 
-def coarse_centre(probs: NDArray[np.floating]) -> Box | None:
+
+def _unpacked(case: str, shape: tuple[int, ...], bits: bytes) -> Reference:
+    flat = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), count=int(np.prod(shape)))
+    return Reference(case, flat.reshape(shape).astype(bool))
+
+
+def coarse_centre(probs: NDArray[np.floating], least: float = 1) -> Box | None:
     """The bounding box [low, high) of the largest piece with probabilities of at least 0.5; None where there is none.
 
     Args:
         probs: [Z, Y, X] of one organ.
+        least: Voxels of a piece that is more than a speck.
     """
     found = probs >= 0.5
     if not found.any():
         return None
     start, end = bounding_box(found)
     pieces, _ = ndimage.label(found[tuple(slice(a, b) for a, b in zip(start, end, strict=True))], _TOUCHING)
-    low, high = bounding_box(pieces == np.bincount(pieces.ravel())[1:].argmax() + 1)
+    sizes = np.bincount(pieces.ravel())[1:]
+    if sizes.max() < least:
+        return None
+    low, high = bounding_box(pieces == sizes.argmax() + 1)
     return start + low, start + high
 
 

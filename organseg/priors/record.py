@@ -1,7 +1,7 @@
 """What a run knows of where its organs are, as a checkpoint carries it: tensors and plain values."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,13 @@ class OrganPriors:
         priors: None where no case shows the organ.
         references: What coarse segmentations of the organ are moved onto.
         centring: What the priors lie around: the middle of `boxes`, or where they fit best (`matched`).
+        identities: Case key -> patient and sha256 of the image, of all that this is built of.
     """
 
     priors: tuple[Prior | None, ...]
     references: tuple[tuple[Reference, ...], ...]
     centring: str
+    identities: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def cases_of(self, channel: int) -> set[str]:
         """Whose annotations of an organ went into its prior or its references."""
@@ -36,6 +38,7 @@ class OrganPriors:
             "priors": [None if prior is None else _prior_state(prior) for prior in self.priors],
             "references": [[_reference_state(reference) for reference in pool] for pool in self.references],
             "centring": self.centring,
+            "identities": {case: list(identity) for case, identity in self.identities.items()},
         }
 
     @classmethod
@@ -44,7 +47,8 @@ class OrganPriors:
         return cls(
             tuple(None if prior is None else _prior(prior) for prior in state["priors"]),
             tuple(tuple(_reference(reference) for reference in pool) for pool in state["references"]),
-            state.get("centring", "matched"),  # not in checkpoints of earlier versions
+            state.get("centring", "matched"),  # not in checkpoints of earlier versions; nor are identities
+            {case: (patient, image) for case, (patient, image) in state.get("identities", {}).items()},
         )
 
     def of(self, organs: Sequence[str]) -> "OrganPriors":
@@ -55,6 +59,7 @@ class OrganPriors:
             tuple(None if n is None else self.priors[n] for n in found),
             tuple(() if n is None else self.references[n] for n in found),
             self.centring,
+            self.identities,
         )
 
 

@@ -1,5 +1,6 @@
 """Priors of cases, and where their organs are (METHOD.md 2.1 and 2.3): no method, no training."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -7,14 +8,26 @@ import pytest
 import torch
 
 from organseg.batch import WholeCase
-from organseg.methods.cross_fitted_priors import ALL, FIRST, SECOND, Halves, half_priors
-from organseg.methods.organ_positions import Positioning, PriorGrid, annotated_organs, learned_priors
+from organseg.methods.built_priors import built_priors
+from organseg.methods.cross_fitted_priors import ALL, FIRST, SECOND, Halves
+from organseg.methods.organ_positions import Positioning, PriorGrid
 from organseg.priors import place
 
 
+class Cases(list):
+    """As a data module has them."""
+
+    patients: Mapping[str, str] = {}
+
+    def training_cases(self):
+        return self
+
+    def identity_of(self, key):
+        return self.patients.get(key, key), f"image of {key}"
+
+
 def priors_of(cases, organs, positioning, bins):
-    pools = annotated_organs(cases, len(organs), positioning.grid)
-    return learned_priors(pools, organs, positioning, bins)
+    return built_priors(Cases(cases), organs, positioning, bins)[0]
 
 
 def test_what_the_field_of_view_cuts_counts_only_where_there_is_no_other():
@@ -132,9 +145,8 @@ def test_a_case_sees_the_prior_of_the_half_that_it_is_not_in():
                          np.array([k in organs for k in range(2)]))  # fmt: skip
 
     positioning, organs = Positioning(PriorGrid((1.0,) * 3), "boxes", 1, 0), ["liver", "spleen"]
-    cases = [case(0, (0, 1)), case(1, (0,)), case(2, (0,)), case(3, ())]
-    pools = annotated_organs(cases, 2, positioning.grid)
-    halves = half_priors(pools, organs, positioning, 1, lambda case: case)
+    cases = Cases([case(0, (0, 1)), case(1, (0,)), case(2, (0,)), case(3, ())])
+    halves = built_priors(cases, organs, positioning, 1, cross_fitted=True)[1]
     assert {key: seen.tolist() for key, seen in halves.seen.items()} == {
         "a/0": [SECOND, ALL], "a/1": [FIRST, ALL], "a/2": [SECOND, ALL],
     }  # fmt: skip
@@ -145,9 +157,11 @@ def test_a_case_sees_the_prior_of_the_half_that_it_is_not_in():
     assert halves.undivided(organs, []) == ["spleen"] and halves.undivided(organs, ["spleen"]) == []
     assert halves.of("a/1", ("all", "all")) == [halves.first.priors[0], "all"]
     # Two scans of one patient are no two halves.
-    people = half_priors(pools, organs, positioning, 1, {"a/0": "p", "a/1": "p", "a/2": "q"}.__getitem__)
+    cases.patients = {"a/0": "p", "a/1": "p", "a/2": "q"}
+    people = built_priors(cases, organs, positioning, 1, cross_fitted=True)[1]
     assert people.first.priors[0].cases == ("a/0", "a/1") and people.second.priors[0].cases == ("a/2",)
-    one = half_priors(pools, organs, positioning, 1, lambda case: "p")
+    cases.patients = dict.fromkeys(("a/0", "a/1", "a/2"), "p")
+    one = built_priors(cases, organs, positioning, 1, cross_fitted=True)[1]
     assert not one.seen
     again = Halves.from_state(halves.to_state())
     assert {key: seen.tolist() for key, seen in again.seen.items()} == {

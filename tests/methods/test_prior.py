@@ -15,8 +15,8 @@ from organseg.data.module import collate
 from organseg.errors import IntegrityError, UsageError
 from organseg.losses import partial_label_loss
 from organseg.methods import PartialLabelModule
+from organseg.methods.built_priors import built_priors
 from organseg.methods.coarse import coarse_weights
-from organseg.methods.organ_positions import annotated_organs, learned_priors
 from organseg.networks import NNUNet, UNet, UTransformer
 from organseg.priors import place, prior_logits
 from organseg.runtime.checkpoint_io import save_checkpoint
@@ -135,8 +135,7 @@ def test_priors_of_another_run(fitted, coarse, cache, tmp_path):
     # Of another fold, and of labels that are hidden here.
     for options in ({"fold": 1, "seed": 3}, {"label_share": 1.0}):
         theirs = data_of(cache, **options)
-        pools = annotated_organs(theirs.training_cases(), len(ORGANS), module.positioning.grid)
-        known = learned_priors(pools, ORGANS, module.positioning, 5)
+        known, _ = built_priors(theirs, ORGANS, module.positioning, 5)
         state = {"_extra_state": {**known.to_state(), "centres": {}}}
         save_checkpoint({"state_dict": state}, tmp_path / "leak.ckpt")
         with pytest.raises(UsageError, match="held out or hidden here: tiny/case"):
@@ -241,14 +240,20 @@ def test_patches_of_three_dimensions(cache, tmp_path):
     assert found.shape == (2, 4, 8, 16, 16) and (found < 0.5).any()
 
 
-def test_judges_have_priors_of_their_own(cache, coarse, tmp_path):
-    judges = CrossFittedConfidence(steps=1).learner(
-        method(coarse), lambda: method(coarse), {key: np.ones(4, bool) for key in data_of(cache).case_keys("fit")}
-    )
+def test_judges_have_the_method_s_priors(fitted, cache, tmp_path):
+    """And its coarse model: nothing is looked for again, and no file is needed."""
+    module = fitted[0]
+    annotated = {key: np.ones(4, bool) for key in data_of(cache).case_keys("fit")}
+    judges = CrossFittedConfidence(steps=1).learner(module, lambda: method(Path("gone.ckpt")), annotated)
     trainer(tmp_path, 1).fit(judges, data_of(cache))
     again = CrossFittedConfidence(steps=1).learner(method(None), lambda: method(None), {"a/b": np.ones(4, bool)})
     again.load_state_dict(judges.state_dict())
-    assert all(judge.known is not None and judge.centres for judge in (again.first, again.second))
+    for judge in (judges.first, judges.second, again.first, again.second):
+        assert [prior.cases for prior in judge.known.priors] == [prior.cases for prior in module.known.priors]
+        assert judge.centres.keys() == module.centres.keys()
+        for name, value in module.coarse.state_dict().items():
+            assert torch.equal(judge.coarse.state_dict()[name], value)
+    assert not (tmp_path / "prior").exists()
 
 
 @pytest.mark.parametrize("centring", ["boxes", "matched"])

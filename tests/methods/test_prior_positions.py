@@ -14,9 +14,10 @@ from torch import nn
 from organseg.batch import View
 from organseg.data.module import collate
 from organseg.errors import Interrupted, UsageError
+from organseg.methods.built_priors import built_priors
 from organseg.methods.ensemble import Ensemble, moved
-from organseg.methods.organ_positions import Positioning, PriorGrid, annotated_organs, learned_priors, true_centres
-from organseg.priors import Reference, positions
+from organseg.methods.organ_positions import Positioning, PriorGrid, learned_prior, true_centres
+from organseg.priors import OrganPriors, Reference, positions
 from organseg.processes import STOP
 from organseg.volumes import Normalisation
 
@@ -38,8 +39,7 @@ def cut(label: np.ndarray, channel: int) -> bool:
 def test_priors_are_built_of_the_fold_s_annotated_training_cases_alone(cache):
     data = data_of(cache)
     positioning = Positioning(PriorGrid(GRID), "boxes", 1, 0.0)
-    pools = annotated_organs(data.training_cases(), len(ORGANS), positioning.grid)
-    known = learned_priors(pools, ORGANS, positioning, 5)
+    known, _ = built_priors(data, ORGANS, positioning, 5)
     for k, (prior, pool) in enumerate(zip(known.priors, known.references, strict=True)):
         showing = [case for case in data.cohort.train if case.known[k]]
         annotating = {case.key for case in showing if not cut(case.lookup[case.cached.arrays().label], k)}
@@ -60,7 +60,8 @@ def test_a_case_is_searched_on_the_prior_s_grid_and_found_in_mm(fitted, position
     positioning = Positioning(PriorGrid(spacing), centring, 1, 30.0)
     mm = [np.arange(-7, 8) * step for step in spacing]
     ball = Reference("a/ball", sum(axis**2 for axis in np.ix_(*mm)) <= 30.0**2)
-    known = learned_priors(((ball,),) * 4, ORGANS, positioning, "all")
+    priors = tuple(learned_prior(organ, [ball], positioning, "all") for organ in ORGANS)
+    known = OrganPriors(priors, ((ball,),) * 4, centring)
     monkeypatch.setattr(module, "positioning", positioning)
     monkeypatch.setattr(module, "known", known)
     case = data.training_cases()[0]
@@ -93,7 +94,7 @@ def test_where_an_organ_is_found_decides_where_it_is_predicted(fitted, tmp_path,
 def test_a_stop_while_organs_are_found(cache, coarse, tmp_path, monkeypatch):
     monkeypatch.setattr(STOP, "asked", True)
     module = method(coarse)
-    with pytest.raises(Interrupted, match="finding organs"):
+    with pytest.raises(Interrupted, match="stopped by a signal while reading annotations"):
         trainer(tmp_path).fit(module, data_of(cache))
     assert not (tmp_path / "prior").exists()
 

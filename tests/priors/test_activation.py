@@ -70,3 +70,14 @@ def test_the_background_is_what_organs_leave():
 def test_shapes_are_checked():
     with pytest.raises(ValueError, match="shape of `logits`"):
         prior_logits(torch.zeros(1, 2, 3), torch.zeros(1, 2, 1))
+
+
+def test_an_organ_that_is_nowhere_leaves_the_softmax_to_its_logit():
+    logits, prior = torch.randn(2, 4, 5), torch.full((2, 3, 5), 0.5)
+    plain = prior_softmax(logits, with_background(prior, 1e-3, torch.zeros(2, 3, dtype=torch.bool)))
+    torch.testing.assert_close(plain, torch.softmax(logits, 1))
+    prior[:, 0] = 0.3
+    known = torch.tensor([[True, False, False]] * 2)
+    found = with_background(prior, 1e-3, known)
+    torch.testing.assert_close(found, torch.tensor([0.7, 0.3, 0.7, 0.7])[None, :, None].expand(2, 4, 5))
+    assert torch.equal(with_background(prior, 1e-3), with_background(prior, 1e-3, torch.ones(2, 3, dtype=torch.bool)))
