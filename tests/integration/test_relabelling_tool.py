@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import warm
 from toy import TOY
 
 from organseg.errors import IntegrityError
+from organseg.methods import PartialLabelModule, PriorModule
 from organseg.metrics import CaseRow, OrganScore, summarise, write_case_table, write_summary
 
 sys.path.append(str(warm.TOOLS))
@@ -172,3 +174,8 @@ def test_a_table_of_another_version_is_refused(tmp_path: Path, head: str, method
     table.write_text(f"{head}\nbtcv,30,0,0,{method},32-true\n")
     with pytest.raises(IntegrityError, match=said):
         relabelling.known_lines(table)
+
+
+def test_whatever_a_prior_has_of_its_own_may_differ_between_methods() -> None:
+    own = inspect.signature(PriorModule).parameters.keys() - inspect.signature(PartialLabelModule).parameters.keys()
+    assert {f"model.init_args.{option}" for option in own} <= set(compared._OF_A_METHOD)
