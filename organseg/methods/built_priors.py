@@ -29,7 +29,7 @@ def built_priors(
     cross_fitted: bool = False,
     each: Each = in_turn,
 ) -> tuple[OrganPriors, Halves | None]:
-    """Priors and references of all organs: of all annotated training cases, and of two halves of them.
+    """Priors and references of all organs, of all annotated training cases; and, `cross_fitted`, of two halves of them.
 
     Args:
         source: Its training cases, with what they annotate.
