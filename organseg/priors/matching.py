@@ -68,16 +68,32 @@ def matched_centre(
         around: Bounding box of the organ, from whose middle the prior is moved.
         mean: [Z', Y', X'] the prior's box, slice by slice.
         max_shift: Largest move along each axis, in voxels.
-        whole: Beyond `probs` nothing is of the organ; else nobody knows, as beyond a scan.
+        whole: Beyond `probs` nothing is of the organ; else nobody knows beyond the borders that `around` reaches, where
+            a scan cuts the organ.
     """
     most = np.asarray(max_shift)
     size = np.array(mean.shape) + 2 * most
     moved = cropped(mean, size, (np.zeros(3, dtype=np.int64), np.array(mean.shape)))
     shown = cropped(probs, size, around)
-    seen = None if whole else cropped(np.broadcast_to(np.True_, probs.shape), size, around)
+    start = box_start(*around, size)
+    seen = None if whole else _seen(start, size, around, probs.shape)
     step = np.array(align(moved, shown, max_shift, seen=seen, eps=FLOOR))
-    centre: NDArray[np.float64] = box_start(*around, size) + (size - 1) / 2 + step
+    centre: NDArray[np.float64] = start + (size - 1) / 2 + step
     return centre
+
+
+def _seen(start: NDArray[np.int64], size: NDArray[np.int64], around: Box, shape: Sequence[int]) -> NDArray[np.bool_]:
+    """Where in a box it is known whether there is the organ: all but what lies beyond borders that the organ reaches."""
+    cut, ends = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+    for axis, (first, n, low, high, end) in enumerate(zip(start, size, *around, shape, strict=True)):
+        place = first + np.arange(n)
+        line = [1, 1, 1]
+        line[axis] = n
+        below, above = place < 0, place >= end
+        cut |= (below & (low <= 0) | above & (high >= end)).reshape(line)
+        ends |= (below & (low > 0) | above & (high < end)).reshape(line)
+    seen: NDArray[np.bool_] = ends | ~cut
+    return seen
 
 
 def continued(box: Box, shape: Sequence[int], mean: NDArray[np.float32]) -> Box:

@@ -29,7 +29,7 @@ def cache(tmp_path_factory) -> Path:
 
 
 def planned(cache: Path, out: Path, *words: object) -> dict[str, Any]:
-    assert run([str(word) for word in ("plan", cache, "--width", 8, "--out", out, *words)]) == 0
+    assert run([str(word) for word in ("plan", cache, "--width", 24, "--out", out, *words)]) == 0
     return load_config(out)
 
 
@@ -44,7 +44,7 @@ def test_every_experiment_takes_the_plan(cache, tmp_path, names, words, more):
         before, merged = EXPERIMENTS[name], merge(EXPERIMENTS[name], plan)
         network = build_module(merged["model"], ["liver", "spleen"]).network
         inner = network.backbone if name in TRANSFORMERS else network
-        assert isinstance(inner, NNUNet) and inner.channels[0] == 8
+        assert isinstance(inner, NNUNet) and inner.channels[0] == 24
         assert len(inner.encoder[1]) == (3 if "--residual" in more else 1)
         assert merged["trainer"] == {**before["trainer"], "precision": plan["trainer"]["precision"]}
         assert merged["data"]["init_args"] == {**before["data"]["init_args"], **plan["data"]["init_args"]}

@@ -40,3 +40,23 @@ def test_a_scan_that_ends_in_the_organ_does_not_move_it(shown: slice):
     found = matched_centre(probs, box, prior, (15, 10, 10))
     np.testing.assert_allclose(found, (22 - shown.start, 24, 26), atol=1.0)
     assert abs((box[0] + box[1] - 1)[0] / 2 + shown.start - 22) > 4, "the middle of what is seen"
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_prior_does_not_flee_from_a_scan_that_shows_the_whole_organ(axis: int, side: int):
+    # A mean of two shapes, one large: that the smaller shape lacks, the prior could put where nobody looks.
+    small, large = np.zeros((30, 30, 30), dtype=bool), np.zeros((30, 30, 30), dtype=bool)
+    small[12:17, 12:17, 12:17] = True
+    large[8:21, 8:21, 8:21] = True
+    prior = matched_prior([small, large, large], SHIFT)
+    shown = [slice(None)] * 3
+    shown[axis] = slice(11, None) if side == 0 else slice(None, 18)  # one voxel beyond the organ
+    probs = small[tuple(shown)]
+    found = matched_centre(probs, bounding_box(probs), prior, (6, 6, 6))
+    middle = np.full(3, 14)
+    middle[axis] -= shown[axis].start or 0
+    np.testing.assert_allclose(found, middle, atol=4.0)
+    assert matched_centre(np.pad(probs, 20), bounding_box(np.pad(probs, 20)), prior, (6, 6, 6)) == pytest.approx(
+        found + 20
+    )
