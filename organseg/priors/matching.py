@@ -83,7 +83,7 @@ def matched_centre(
 
 
 def _seen(start: NDArray[np.int64], size: NDArray[np.int64], around: Box, shape: Sequence[int]) -> NDArray[np.bool_]:
-    """Where in a box it is known whether there is the organ: all but what lies beyond borders that the organ reaches."""
+    """Where in a box it is known whether the organ is there: not beyond borders that the organ reaches."""
     cut, ends = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
     for axis, (first, n, low, high, end) in enumerate(zip(start, size, *around, shape, strict=True)):
         place = first + np.arange(n)
