@@ -1,11 +1,11 @@
 """What STIPPLE's parts do (METHOD.md 2.5): bins, positions, and false positives far from the organ.
 
 Goes on from the runs of tools/relabelling.py (`--methods inerrant0 plain0 stipple0`, the same --out, share and seed):
-trains STIPPLE without relabelling with other numbers of bins, with priors that a training case's own annotations are
-not in, and as the thesis has it (`boxes`: organs centred in their bounding boxes, found by alignment, no blur); tests
-the latter with organs at their naive and true positions, and ours with true ones; and shows, beside the DSC, how far
-the positions are off and how much is predicted far from the organ. What is finished is skipped, what cannot be compared
-is refused. Tables also go to `positions.csv` and `variants.csv` in `--tables`.
+trains STIPPLE without relabelling with other options (`--variants`), with priors that a training case's own annotations
+are not in, and as the thesis has it (`boxes`: organs centred in their bounding boxes, found by alignment, no blur);
+tests the latter with organs at their naive and true positions, and ours with true ones; and shows, beside the DSC, how
+far the positions are off and how much is predicted far from the organ. What is finished is skipped, what cannot be
+compared is refused. Tables also go to `positions.csv` and `variants.csv` in `--tables`.
 
 Usage: python tools/stipple.py --cache cache --out runs/relabelling --share 30 --seed 0 --minutes 60
 Options that it does not know, as --option=value, go to every `fit`.
@@ -44,11 +44,18 @@ TESTS = ((BOXES, "naive"), (BOXES, "true"), ("stipple0", "true"))
 """A trained run, and another position of the organs of the test cases."""
 
 
+def variant(text: str) -> tuple[str, dict[str, str]]:
+    """working_spacing=[4,4,4] -> the run's name, stipple0_working_spacing_4x4x4, and the option with its value."""
+    option, given, value = text.partition("=")
+    if not given:
+        raise argparse.ArgumentTypeError(f"{text!r} is not OPTION=VALUE, for example bins=1")
+    return f"stipple0_{option}_{value.strip('[]').replace(',', 'x')}", {option: value}
+
+
 def work(base: Run, arguments: argparse.Namespace, more: list[str]) -> None:
     """Train and test what is not finished, while there is time to begin."""
     end = time.monotonic() + 60 * arguments.minutes
-    variants = {f"stipple0_bins_{bins}": {"bins": bins} for bins in arguments.bins}
-    for name, options in {BOXES: THESIS, CROSSED: {"cross_fitted": "true"}, **variants}.items():
+    for name, options in [(BOXES, THESIS), (CROSSED, {"cross_fitted": "true"}), *arguments.variants]:
         run = base.folder.with_name(name)
         words = base.fit_words(arguments.cache, 0, more)
         words[words.index("--out") + 1] = str(run)
@@ -59,9 +66,7 @@ def work(base: Run, arguments: argparse.Namespace, more: list[str]) -> None:
             organseg("fit", *words)
             last = run / "checkpoints" / "last.ckpt"
             organseg("test", "--config", f"{run / 'config.yaml'}", "--ckpt_path", f"{last}")
-        refuse_unequal(
-            [base.folder, run], [f"model.init_args.{option}" for option in ("bins", "cross_fitted", *THESIS)]
-        )
+        refuse_unequal([base.folder, run], [f"model.init_args.{option}" for option in options])
     for name, position in TESTS:
         trained = base.folder.with_name(name)
         run, last = base.folder.with_name(f"{name}_{position}"), trained / "checkpoints" / "last.ckpt"
@@ -164,7 +169,8 @@ def main() -> None:
     parser.add_argument("--dataset", default="btcv", help="prefix of the experiments' configs")
     parser.add_argument("--share", type=int, default=30, help="per cent of the labels")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bins", nargs="*", default=["1", "all"], help="beside the config's")
+    parser.add_argument("--variants", nargs="*", type=variant, default=[variant("bins=1"), variant("bins=all")],
+                        metavar="OPTION=VALUE", help="of model.init_args, each a training")  # fmt: skip
     parser.add_argument("--tables", type=Path, help="folder of the tables; default: OUT")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this; 0: tables only")
     arguments, more = parser.parse_known_args()
@@ -177,7 +183,7 @@ def main() -> None:
     tables = arguments.tables or arguments.out
     tables.mkdir(parents=True, exist_ok=True)
     variants = [ROUND0, "inerrant0", "plain0", "plain", "stipple0", "stipple",
-                *(f"stipple0_bins_{bins}" for bins in arguments.bins), CROSSED, BOXES,
+                *(name for name, _ in arguments.variants), CROSSED, BOXES,
                 *(f"{name}_{position}" for name, position in TESTS)]  # fmt: skip
     lines, trained = [], {f"{name}_{position}": name for name, position in TESTS}
     for name in variants:
