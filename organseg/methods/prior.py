@@ -381,13 +381,17 @@ class PriorModule(PartialLabelModule):
         """[K, 3] mm: where the coarse model finds the wanted organs; NaN for the others, and where it finds nothing."""
         assert self.known is not None
         on_grid = self.positioning.grid.of(case)
-        probs = np.empty((len(self.organs), *on_grid.shape), dtype=np.float16)
+        return self.positioning.found(on_grid, self.segment_coarsely(on_grid), wanted, self.known, self.position)
+
+    def segment_coarsely(self, case: WholeCase) -> NDArray[np.float16]:
+        """[K, Z, Y, X] of the coarse model on the case's wanted grid: probabilities."""
+        probs = np.empty((len(self.organs), *case.shape), dtype=np.float16)
 
         def keep(start: int, slab: Tensor) -> None:
             probs[:, start : start + len(slab)] = slab.half().cpu().numpy().swapaxes(0, 1)
 
-        super().sweep(on_grid, self._coarse_probabilities, self.decide, keep)
-        return self.positioning.found(on_grid, probs, wanted, self.known, self.position)
+        super().sweep(case, self._coarse_probabilities, self.decide, keep)
+        return probs
 
     def _coarse_probabilities(self, view: View) -> Tensor:
         """Of the coarse model, with the plain activation."""

@@ -16,7 +16,10 @@ from toy import TOY, organseg
 sys.path.append(str(warm.TOOLS))
 
 import before_after
+import priors
 import stipple
+
+from organseg.priors import OrganPriors, Prior
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "experiment"
@@ -162,6 +165,14 @@ def test_the_tables_of_its_parts(runs: Path, toy: Path) -> None:
     for variant in (*trained, "boxes_naive", "boxes_true", "stipple0_true"):
         assert f"{variant} |" in shown
     assert "| organ | naive | aligned | matched |" in shown
+    shown = run_tool("priors", runs / "stipple0", "--tables", runs)
+    with (runs / "priors.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    ways = {(line["centring"], line["smooth_mm"], line["position"]) for line in lines}
+    assert {way[::2] for way in ways} == {
+        (way, position) for way, all_ in priors.POSITIONS.items() for position in all_
+    }
+    assert len(ways) == 10 and all(f"| {' | '.join(way)} | 0.001 | " in shown for way in ways)
     picture = runs / "picture.png"
     shown = run_tool(
         "before_after", runs / "round0", runs / "stipple0", "--organs", "liver", "spleen", "--out", picture
@@ -202,6 +213,22 @@ def test_two_ranks_find_the_same_organs(runs: Path, toy: Path, tmp_path: Path) -
     organseg(*words, "--out", tmp_path / "two", "--trainer.devices=2", "--trainer.strategy=ddp")
     one = (runs / "stipple0" / "prior" / "centres.csv").read_text()
     assert (tmp_path / "two" / "prior" / "centres.csv").read_text() == one
+
+
+def test_nats_of_a_prior_that_is_placed_right_and_wrong() -> None:
+    probs = np.full((1, 2, 2), 0.8, dtype=np.float32)
+    known = OrganPriors(
+        (None, Prior("spleen", probs, (6.0, 4.0, 4.0), (3.0, 2.0, 2.0), 1, ("a/b",))), ((), ()), "boxes"
+    )
+    mask = np.zeros((6, 6, 6), dtype=bool)
+    mask[2:4, 2:4, 2:4] = True
+    where = np.array([7.5, 5.0, 5.0], dtype=np.float32)  # index 2.5 in voxels of 3 x 2 x 2 mm
+    right = (8 * -np.log(0.8) + (216 - 8) * -np.log(0.9)) / 8
+    assert priors.nats(known, 1, where, mask, (3.0, 2.0, 2.0), 0.1) == pytest.approx(right, rel=1e-5)
+    wrong = (8 * -np.log(0.1) + 8 * -np.log(0.2) + (216 - 16) * -np.log(0.9)) / 8
+    assert priors.nats(
+        known, 1, where + np.array([0, 4, 0], dtype=np.float32), mask, (3.0, 2.0, 2.0), 0.1
+    ) == pytest.approx(wrong, rel=1e-5)
 
 
 def test_another_share_keeps_the_lines_of_the_first(tmp_path):
