@@ -25,6 +25,7 @@ from stipple import options_of
 from organseg.cli.modules import load_module
 from organseg.cli.training import quieten
 from organseg.data import SliceDataModule
+from organseg.errors import OrgansegError, UsageError
 from organseg.methods import PriorModule
 from organseg.methods.built_priors import built_priors
 from organseg.methods.organ_positions import Centring, Position
@@ -52,7 +53,8 @@ def nats(
 def measured(run: Path, smooth_mm: list[float], floors: list[float]) -> list[dict[str, object]]:
     """A line for each hidden organ, way to build and place its prior, and floor."""
     data, module = SliceDataModule(**options_of(run)), load_module(run / "checkpoints" / "last.ckpt")  # type: ignore[arg-type]
-    assert isinstance(module, PriorModule)
+    if not isinstance(module, PriorModule):
+        raise UsageError(f"{run}: trained by {type(module).__name__}, which has no prior; name a run of PriorModule")
     module.trainer = L.Trainer(accelerator="cpu", precision=read_yaml(run / "config.yaml")["trainer"]["precision"],
                                logger=False, enable_checkpointing=False, enable_progress_bar=False)  # fmt: skip
     ways = []
@@ -95,19 +97,22 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, help="folder for `priors.csv`")
     arguments = parser.parse_args()
     quieten()
-    lines = measured(arguments.run, arguments.smooth_mm, arguments.floors)
+    try:
+        lines = measured(arguments.run, arguments.smooth_mm, arguments.floors)
+    except OrgansegError as error:
+        parser.exit(error.exit_code, f"priors: {error}\n")
     if not lines:
         parser.exit(2, f"priors: {arguments.run}: no label of its training cases is hidden, or no organ was found\n")
     groups: dict[tuple[object, ...], list[dict[str, object]]] = defaultdict(list)
     for line in lines:
         groups[tuple(line[key] for key in KEYS)].append(line)
-    print(f"\nNats per voxel of the organ, mean of {len(next(iter(groups.values())))} hidden organs that were found")
+    print("\nNats per voxel of the organ, mean of the hidden organs that were found")
     organs = list(dict.fromkeys(str(line["organ"]) for line in lines))
-    print(f"| {' | '.join((*KEYS, 'mean', *organs))} |\n|" + "---|" * len(KEYS) + "---:|" * (1 + len(organs)))
+    print(f"| {' | '.join((*KEYS, 'found', 'mean', *organs))} |\n|" + "---|" * len(KEYS) + "---:|" * (2 + len(organs)))
     for way, group in groups.items():
         means = [statistics.fmean(float(str(line["nats"])) for line in group if organ in ("", line["organ"]))
                  for organ in ("", *organs)]  # fmt: skip
-        print(f"| {' | '.join(map(str, way))} | {' | '.join(f'{mean:.2f}' for mean in means)} |")
+        print(f"| {' | '.join(map(str, (*way, len(group))))} | {' | '.join(f'{mean:.2f}' for mean in means)} |")
     if arguments.tables:
         arguments.tables.mkdir(parents=True, exist_ok=True)
         with (arguments.tables / "priors.csv").open("w", newline="") as file:

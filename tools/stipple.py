@@ -46,8 +46,8 @@ TESTS = ((BOXES, "naive"), (BOXES, "true"), ("stipple0", "true"))
 
 def variant(text: str) -> tuple[str, dict[str, str]]:
     """working_spacing=[4,4,4] -> the run's name, stipple0_working_spacing_4x4x4, and the option with its value."""
-    option, given, value = text.partition("=")
-    if not given:
+    option, _, value = text.partition("=")
+    if not option or not value:
         raise argparse.ArgumentTypeError(f"{text!r} is not OPTION=VALUE, for example bins=1")
     return f"stipple0_{option}_{value.strip('[]').replace(',', 'x')}", {option: value}
 
