@@ -14,6 +14,7 @@ import statistics
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import lightning as L
 import numpy as np
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from stipple import options_of
 
+from organseg.batch import CaseSource
 from organseg.cli.modules import load_module
 from organseg.cli.training import quieten
 from organseg.data import SliceDataModule
@@ -50,23 +52,24 @@ def nats(
     return float(F.binary_cross_entropy(probs, truth, reduction="sum") / truth.sum())
 
 
-def measured(run: Path, smooth_mm: list[float], floors: list[float]) -> list[dict[str, object]]:
+def measured(run: Path, smooth_mm: list[float], floors: list[float]) -> list[dict[str, str | float]]:
     """A line for each hidden organ, way to build and place its prior, and floor."""
     data, module = SliceDataModule(**options_of(run)), load_module(run / "checkpoints" / "last.ckpt")  # type: ignore[arg-type]
     if not isinstance(module, PriorModule):
         raise UsageError(f"{run}: trained by {type(module).__name__}, which has no prior; name a run of PriorModule")
+    source = cast(CaseSource, data)  # Its cases are a torch data set, which is a sequence in all but type.
     module.trainer = L.Trainer(accelerator="cpu", precision=read_yaml(run / "config.yaml")["trainer"]["precision"],
                                logger=False, enable_checkpointing=False, enable_progress_bar=False)  # fmt: skip
     ways = []
     for centring, positions in POSITIONS.items():
         for blur in smooth_mm:
             positioning = replace(module.positioning, centring=centring, smooth_mm=blur)
-            known, _ = built_priors(data, data.organs, positioning, module.bins)
+            known, _ = built_priors(source, data.organs, positioning, module.bins)
             ways.append((positioning, known, positions))
-    cases, lines = data.training_cases(), []
+    cases = source.training_cases()
+    lines: list[dict[str, str | float]] = []
     for number in range(len(cases)):
         given = cases[number]
-        assert given is not None
         case = replace(given, truth=data.hidden_truth(given.key), annotated=data.hidden_organs(given.key))
         on_grid = module.positioning.grid.of(case)
         probs = module.segment_coarsely(on_grid)
@@ -76,10 +79,11 @@ def measured(run: Path, smooth_mm: list[float], floors: list[float]) -> list[dic
                 for position in positions
                 if position != "true"
             }
-            there = ~np.isnan(found[positions[0]]).any(axis=1) & [prior is not None for prior in known.priors]
+            has_prior = np.array([prior is not None for prior in known.priors])
+            there = has_prior & ~np.isnan(found[positions[0]]).any(axis=1)
             found["true"] = positioning.annotated(case, known)
             for k in map(int, np.flatnonzero(there & ~np.isnan(found["true"]).any(axis=1))):
-                mask = case.truth == k + 1  # type: ignore[union-attr]
+                mask = np.asarray(case.truth == k + 1)
                 way = {"centring": positioning.centring, "smooth_mm": positioning.smooth_mm}
                 lines += [{"case": case.key, "organ": data.organs[k], **way, "position": position, "floor": floor,
                            "nats": round(nats(known, k, found[position][k], mask, case.working_spacing, floor), 4)}
@@ -103,14 +107,14 @@ def main() -> None:
         parser.exit(error.exit_code, f"priors: {error}\n")
     if not lines:
         parser.exit(2, f"priors: {arguments.run}: no label of its training cases is hidden, or no organ was found\n")
-    groups: dict[tuple[object, ...], list[dict[str, object]]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[dict[str, str | float]]] = defaultdict(list)
     for line in lines:
         groups[tuple(line[key] for key in KEYS)].append(line)
     print("\nNats per voxel of the organ, mean of the hidden organs that were found")
     organs = list(dict.fromkeys(str(line["organ"]) for line in lines))
     print(f"| {' | '.join((*KEYS, 'found', 'mean', *organs))} |\n|" + "---|" * len(KEYS) + "---:|" * (2 + len(organs)))
     for way, group in groups.items():
-        means = [statistics.fmean(float(str(line["nats"])) for line in group if organ in ("", line["organ"]))
+        means = [statistics.fmean(float(line["nats"]) for line in group if organ in ("", line["organ"]))
                  for organ in ("", *organs)]  # fmt: skip
         print(f"| {' | '.join(map(str, (*way, len(group))))} | {' | '.join(f'{mean:.2f}' for mean in means)} |")
     if arguments.tables:
