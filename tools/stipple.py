@@ -1,11 +1,11 @@
 """What STIPPLE's parts do (METHOD.md 2.5): bins, positions, and false positives far from the organ.
 
-Goes on from the runs of tools/relabelling.py (`--methods inerrant0 plain0 stipple0`, the same --out, share and seed):
-trains STIPPLE without relabelling with other options (`--variants`), with priors that a training case's own annotations
-are not in, and as the thesis has it (`boxes`: organs centred in their bounding boxes, found by alignment, no blur);
-tests the latter with organs at their naive and true positions, and ours with true ones; and shows, beside the DSC, how
-far the positions are off and how much is predicted far from the organ. What is finished is skipped, what cannot be
-compared is refused. Tables also go to `positions.csv` and `variants.csv` in `--tables`.
+Goes on from the runs of tools/relabelling.py (`--methods inerrant0 plain0 stipple0`, the same --out, share, seed and
+fold): trains STIPPLE without relabelling with other options (`--variants`), `boxes` as the thesis has it (organs
+centred in their bounding boxes, found by alignment, no blur); tests the latter with organs at their naive and true
+positions, and ours with true ones; and shows, beside the DSC, how far the positions are off and how much is predicted
+far from the organ. What is finished is skipped, what cannot be compared is refused. Tables also go to `positions.csv`
+and `variants.csv` in `--tables`.
 
 Usage: python tools/stipple.py --cache cache --out runs/relabelling --share 30 --seed 0 --minutes 60
 Options that it does not know, as --option=value, go to every `fit`.
@@ -36,7 +36,7 @@ from organseg.strict_yaml import read_yaml
 from organseg.volumes import read_label
 
 FAR_MM = 20.0
-BOXES, CROSSED = "stipple0_boxes", "stipple0_crossed"
+BOXES = "stipple0_boxes"
 THESIS = {"centring": "boxes", "position": "aligned", "smooth_mm": "0.0", "withheld": "0.0"}
 FOUND = {BOXES: ("naive", "aligned"), "stipple0": ("matched",)}
 """Where each of the two takes the organs of a test case to be, against its own notion of a true centre."""
@@ -46,16 +46,18 @@ TESTS = ((BOXES, "naive"), (BOXES, "true"), ("stipple0", "true"))
 
 def variant(text: str) -> tuple[str, dict[str, str]]:
     """working_spacing=[4,4,4] -> the run's name, stipple0_working_spacing_4x4x4, and the option with its value."""
+    if text == "boxes":
+        return BOXES, THESIS
     option, _, value = text.partition("=")
     if not option or not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is not OPTION=VALUE, for example bins=1")
+        raise argparse.ArgumentTypeError(f"{text!r} is neither OPTION=VALUE, for example bins=1, nor boxes")
     return f"stipple0_{option}_{value.strip('[]').replace(',', 'x')}", {option: value}
 
 
 def work(base: Run, arguments: argparse.Namespace, more: list[str]) -> None:
     """Train and test what is not finished, while there is time to begin."""
     end = time.monotonic() + 60 * arguments.minutes
-    for name, options in [(BOXES, THESIS), (CROSSED, {"cross_fitted": "true"}), *arguments.variants]:
+    for name, options in arguments.variants:
         run = base.folder.with_name(name)
         words = base.fit_words(arguments.cache, 0, more)
         words[words.index("--out") + 1] = str(run)
@@ -169,13 +171,16 @@ def main() -> None:
     parser.add_argument("--dataset", default="btcv", help="prefix of the experiments' configs")
     parser.add_argument("--share", type=int, default=30, help="per cent of the labels")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--variants", nargs="*", type=variant, default=[variant("bins=1"), variant("bins=all")],
-                        metavar="OPTION=VALUE", help="of model.init_args, each a training")  # fmt: skip
+    parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--variants", nargs="*", type=variant, metavar="OPTION=VALUE",
+                        default=[variant(text) for text in ("boxes", "bins=1", "bins=all", "cross_fitted=true")],
+                        help="of model.init_args, each a training; `boxes`: the thesis's priors; "
+                             "default: boxes bins=1 bins=all cross_fitted=true")  # fmt: skip
     parser.add_argument("--tables", type=Path, help="folder of the tables; default: OUT")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after this; 0: tables only")
     arguments, more = parser.parse_known_args()
     quieten()
-    base = Run(arguments.out, arguments.dataset, arguments.share, arguments.seed, "stipple0")
+    base = Run(arguments.out, arguments.dataset, arguments.share, arguments.seed, "stipple0", arguments.fold)
     try:
         work(base, arguments, more)
     except OrgansegError as error:
@@ -183,7 +188,7 @@ def main() -> None:
     tables = arguments.tables or arguments.out
     tables.mkdir(parents=True, exist_ok=True)
     variants = [ROUND0, "inerrant0", "plain0", "plain", "stipple0", "stipple",
-                *(name for name, _ in arguments.variants), CROSSED, BOXES,
+                *(name for name, _ in arguments.variants),
                 *(f"{name}_{position}" for name, position in TESTS)]  # fmt: skip
     lines, trained = [], {f"{name}_{position}": name for name, position in TESTS}
     for name in variants:
