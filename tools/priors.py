@@ -16,23 +16,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from stipple import options_of
+from stipple import with_trainer
 
 from organseg.batch import CaseSource
-from organseg.cli.modules import load_module
 from organseg.cli.training import quieten
-from organseg.data import SliceDataModule
 from organseg.errors import OrgansegError, UsageError
 from organseg.methods import PriorModule
 from organseg.methods.built_priors import built_priors
 from organseg.methods.organ_positions import Centring, Position
 from organseg.priors import OrganPriors, place
-from organseg.strict_yaml import read_yaml
 
 POSITIONS: dict[Centring, tuple[Position, ...]] = {
     "boxes": ("naive", "aligned", "true"),
@@ -54,12 +50,10 @@ def nats(
 
 def measured(run: Path, smooth_mm: list[float], floors: list[float]) -> list[dict[str, str | float]]:
     """A line for each hidden organ, way to build and place its prior, and floor."""
-    data, module = SliceDataModule(**options_of(run)), load_module(run / "checkpoints" / "last.ckpt")  # type: ignore[arg-type]
+    data, module = with_trainer(run)
     if not isinstance(module, PriorModule):
         raise UsageError(f"{run}: trained by {type(module).__name__}, which has no prior; name a run of PriorModule")
     source = cast(CaseSource, data)  # Its cases are a torch data set, which is a sequence in all but type.
-    module.trainer = L.Trainer(accelerator="cpu", precision=read_yaml(run / "config.yaml")["trainer"]["precision"],
-                               logger=False, enable_checkpointing=False, enable_progress_bar=False)  # fmt: skip
     ways = []
     for centring, positions in POSITIONS.items():
         for blur in smooth_mm:

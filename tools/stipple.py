@@ -32,6 +32,7 @@ from organseg.cli.training import quieten
 from organseg.data import SliceDataModule
 from organseg.errors import OrgansegError
 from organseg.methods import PriorModule
+from organseg.methods.base import SegmentationModule
 from organseg.strict_yaml import read_yaml
 from organseg.volumes import read_label
 
@@ -115,12 +116,19 @@ def options_of(run: Path) -> dict[str, object]:
     return {**options, "window_hu": tuple(options["window_hu"]), "seed": config["seed"]}
 
 
-def position_errors(run: Path, positions: Sequence[str]) -> list[dict[str, str]]:
-    """Mm between where the test cases' organs are found and where they are."""
+def with_trainer(run: Path) -> tuple[SliceDataModule, SegmentationModule]:
+    """A run's data module, and its model, which segments whole cases in the precision that it was trained in."""
     data = SliceDataModule(**options_of(run))  # type: ignore[arg-type]
     module = load_module(run / "checkpoints" / "last.ckpt")
+    module.trainer = L.Trainer(accelerator="cpu", precision=read_yaml(run / "config.yaml")["trainer"]["precision"],
+                               logger=False, enable_checkpointing=False, enable_progress_bar=False)  # fmt: skip
+    return data, module
+
+
+def position_errors(run: Path, positions: Sequence[str]) -> list[dict[str, str]]:
+    """Mm between where the test cases' organs are found and where they are."""
+    data, module = with_trainer(run)
     assert isinstance(module, PriorModule)
-    module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     data.cohort = replace(data.cohort, train=data.cohort.test)
     cases, lines = data.training_cases(), []
     for number in range(len(cases)):

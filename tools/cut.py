@@ -1,0 +1,93 @@
+"""What methods predict of organs that a scan does not show: the test cases of finished runs, cut in three along z.
+
+Each part is a scan of its own, with another extent than any that was trained with. Of each organ that none of its
+slices shows, nor any within 15 mm of it, all that is predicted is invented; for organs that a part shows, whole or cut,
+the DSC says whether they are found. A measure of what training has taught, not to choose settings by: it is made of the
+test cases.
+
+Usage: python tools/cut.py RUN [RUN ...] [--tables DIR]
+"""
+
+import argparse
+import csv
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from stipple import with_trainer
+
+from organseg.batch import WholeCase
+from organseg.cli.training import quieten
+from organseg.data.module import WholeCases
+from organseg.errors import OrgansegError
+
+PARTS = ("lower", "middle", "upper")
+MARGIN_MM = 15.0
+
+
+def parts_of(case: WholeCase) -> Iterator[tuple[WholeCase, frozenset[int]]]:
+    """Thirds of a case, and the labels that are in each or within the margin of it."""
+    assert case.truth is not None
+    edges = np.linspace(0, len(case.truth), len(PARTS) + 1).round().astype(int)
+    margin = int(np.ceil(MARGIN_MM / case.spacing[0]))
+    for name, start, end in zip(PARTS, edges[:-1], edges[1:], strict=True):
+        truth = case.truth[start:end]
+        near = case.truth[max(0, start - margin) : end + margin]
+        part = replace(case, key=f"{case.key}/{name}", image=case.image[start:end], truth=truth, shape=truth.shape)
+        yield part, frozenset(map(int, np.unique(near)))
+
+
+def measured(run: Path) -> list[dict[str, str]]:
+    """A line for each part of a test case and organ that it is known to show or not to."""
+    data, module = with_trainer(run)
+    cases, lines = WholeCases(data.cohort.test, data.preprocessing, on_source_grid=False), []
+    for number in range(len(cases)):
+        case = cases[number]
+        assert case is not None
+        for part, near in parts_of(case):
+            preds, voxel_ml = module.segment(part), float(np.prod(part.spacing)) / 1000
+            for channel in map(int, np.flatnonzero(part.annotated)):
+                found, there = preds == channel + 1, np.asarray(part.truth == channel + 1)
+                if not there.any() and channel + 1 in near:
+                    continue
+                dsc = f"{2 * (found & there).sum() / (found.sum() + there.sum()):.4f}" if there.any() else ""
+                lines.append({"run": run.name, "part": part.key, "organ": data.organs[channel], "dsc": dsc,
+                              "invented_ml": "" if there.any() else f"{found.sum() * voxel_ml:.2f}"})  # fmt: skip
+    return lines
+
+
+def main() -> None:
+    """Measure, and show the means."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--tables", type=Path, help="folder for `cut.csv`")
+    arguments = parser.parse_args()
+    quieten()
+    print("Organs that a third of a scan shows, and their DSC %; organs that it does not show, how many of them are")
+    print("predicted all the same (more than 1 mL), how much a third, and the most of one")
+    print("| run | shown | DSC % | not shown | predicted | mL a third | the most, mL |\n|---|" + "---:|" * 6)
+    lines = []
+    for run in arguments.runs:
+        try:
+            ours = measured(run)
+        except OrgansegError as error:
+            parser.exit(error.exit_code, f"cut: {error}\n")
+        shown = [100 * float(line["dsc"]) for line in ours if line["dsc"]]
+        invented = [float(line["invented_ml"]) for line in ours if line["invented_ml"]]
+        some = sum(volume > 1 for volume in invented)
+        parts = len({line["part"] for line in ours})
+        print(f"| {run.name} | {len(shown)} | {statistics.fmean(shown):.1f} | {len(invented)} | {some} "
+              f"| {sum(invented) / parts:.1f} | {max(invented, default=0.0):.1f} |", flush=True)  # fmt: skip
+        lines += ours
+    if arguments.tables:
+        arguments.tables.mkdir(parents=True, exist_ok=True)
+        with (arguments.tables / "cut.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(lines[0]))
+            writer.writeheader()
+            writer.writerows(lines)
+
+
+if __name__ == "__main__":
+    main()
