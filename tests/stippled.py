@@ -43,7 +43,7 @@ def coarse_of(data: SliceDataModule, path: Path, steps: int = 9, **record) -> Pa
 def method(coarse: Path | None, organs: Sequence[str] = ORGANS, **options) -> PriorModule:
     torch.manual_seed(0)
     given = {"network": small, "working_spacing": GRID, "references": 2, "centring": "boxes", "position": "aligned",
-             "smooth_mm": 0.0, "withheld": 0.0}  # fmt: skip
+             "smooth_mm": 0.0}  # fmt: skip
     return PriorModule(organs, coarse, **{**given, **options})
 
 

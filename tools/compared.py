@@ -20,7 +20,6 @@ _OF_A_METHOD = (
         for option in (
             "naive", "coarse", "coarse_network", "start", "use", "prior", "bins", "smooth_mm", "floor",
             "working_spacing", "centring", "position", "references", "max_shift_mm", "cross_fitted",
-            "withheld",
             "optimizer.init_args.lr",  # half of it where a training goes on from trained weights
         )
     ),

@@ -2,7 +2,8 @@
 
 Each organ's prior is built of the fold's annotated training cases and lies around the organ's centre. Where nobody
 annotated the organ, the centre comes from a coarse model: a finished run without a prior, of the same data, whose
-network is kept in this method's checkpoints. Whole cases are therefore segmented in two passes.
+network is kept in this method's checkpoints. Whole cases are therefore segmented in two passes, and an organ that the
+first does not find is left to it.
 """
 
 import json
@@ -29,16 +30,9 @@ from organseg.methods.built_priors import built_priors
 from organseg.methods.coarse import coarse_weights
 from organseg.methods.cross_fitted_priors import Halves
 from organseg.methods.given_priors import given_priors, refuse_others
-from organseg.methods.organ_positions import (
-    Centring,
-    Position,
-    Positioning,
-    PriorGrid,
-    write_centres,
-)
+from organseg.methods.organ_positions import Centring, Position, Positioning, PriorGrid, write_centres
 from organseg.methods.partial_label import PartialLabelModule
 from organseg.methods.sharing import shared
-from organseg.methods.withholding import withheld
 from organseg.networks import UNet
 from organseg.networks.guided import MapsAtBottleneck, go_on_from
 from organseg.priors import OrganPriors, Prior, place, positions, prior_logits
@@ -66,8 +60,6 @@ class PriorModule(PartialLabelModule):
             the `coarse` model, trained on: what the prior is to be compared with.
         prior: Checkpoint of another run of PriorModule whose priors are used as they are, whatever its data; it must be
             of the same `working_spacing`.
-        withheld: Share of a training batch's organs whose position is withheld, so that the network learns what to say
-            of an organ that is not found, see `withholding.py`; 0 is the thesis's.
         cross_fitted: In training, a case that an organ's prior is built of sees one of other patients alone; see
             `cross_fitted_priors.py`. Not with `prior`.
         bins: Of a prior along z; `all` gives each slice its own. Not of `prior`.
@@ -98,7 +90,6 @@ class PriorModule(PartialLabelModule):
         start: Literal["coarse", "scratch"] = "coarse",
         use: Sequence[Use] = ("activation",),
         prior: Path | None = None,
-        withheld: float = 0.1,
         cross_fitted: bool = False,
         bins: int | Literal["all"] = 5,
         smooth_mm: float = 8.0,
@@ -133,12 +124,11 @@ class PriorModule(PartialLabelModule):
             or not all(0 < mm < math.inf for mm in working_spacing)
             or references < 1
             or min(smooth_mm, max_shift_mm) < 0
-            or not 0 <= withheld < 1
         ):
             raise UsageError(
                 f"model.init_args: bins {bins} and references {references} must be at least 1, floor {floor} between "
-                f"0 and 0.5, withheld {withheld} below 1, working_spacing {working_spacing} positive, smooth_mm "
-                f"{smooth_mm}, max_shift_mm {max_shift_mm} and withheld not negative"
+                f"0 and 0.5, working_spacing {working_spacing} positive, smooth_mm {smooth_mm} and max_shift_mm "
+                f"{max_shift_mm} not negative"
             )
         if position != "true" and (position == "matched") != (centring == "matched"):
             raise UsageError(
@@ -159,7 +149,6 @@ class PriorModule(PartialLabelModule):
         self.floor = floor
         self.position: Position = position
         self.positioning = Positioning(PriorGrid(working_spacing), centring, references, max_shift_mm, smooth_mm)
-        self.withheld = withheld
         self.cross_fitted = cross_fitted
         self.known: OrganPriors | None = None
         self.halves: Halves | None = None
@@ -290,6 +279,22 @@ class PriorModule(PartialLabelModule):
         """Sigmoid of the biased logits."""
         return torch.sigmoid(self._biased(logits, view))
 
+    def probabilities(self, view: View) -> Tensor:
+        """Those of the network; of an organ with a prior that was not found, those of the coarse model.
+
+        Its logits are right once the prior's log odds are added: away from the organ they leave the No to those, and
+        with a neutral prior they would make the organ up.
+        """
+        probs = super().probabilities(view)
+        if not self.use & {"activation", "input", "bottleneck"}:
+            return probs
+        assert self.known is not None
+        has_prior = torch.tensor([prior is not None for prior in self.known.priors], device=probs.device)
+        lost = self._centres(view).isnan().any(dim=-1) & has_prior
+        if not lost.any():
+            return probs
+        return torch.where(lost.view(*lost.shape, *(1,) * self.dims), self._coarse_probabilities(view), probs)
+
     def _biased(self, logits: Tensor, view: View) -> Tensor:
         if "activation" not in self.use:
             return logits
@@ -339,12 +344,7 @@ class PriorModule(PartialLabelModule):
         unknown = np.full((len(self.organs), 3), np.nan, dtype=np.float32)
         found = np.stack([self.centres.get(case, unknown) for case in view["case"]])
         ours = torch.from_numpy(found).to(centre)
-        known = torch.where(ours.isnan(), centre, ours)
-        if self.training and self.withheld:
-            step = self.trainer.global_step
-            hidden = withheld(self.withheld, step, view["case"], view["index_to_mm"], len(self.organs))
-            known = known.masked_fill(hidden.to(known.device)[..., None], torch.nan)
-        return known
+        return torch.where(ours.isnan(), centre, ours)
 
     # Whole cases.
 

@@ -1,4 +1,4 @@
-"""Positions that a training withholds, and what is not found: specks, and organs that the scan cuts."""
+"""Organs that are not found, or in part: specks, what the scan cuts, and to whom they are left."""
 
 import pickle
 from dataclasses import replace
@@ -12,44 +12,51 @@ from organseg.batch import WholeCase
 from organseg.data.module import collate
 from organseg.errors import UsageError
 from organseg.methods.organ_positions import SPECK, Positioning, PriorGrid, learned_prior
-from organseg.methods.withholding import withheld
 from organseg.priors import OrganPriors, Reference
 from organseg.runtime.checkpoint_io import save_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-def test_what_is_withheld_depends_on_the_view_and_the_step_alone():
-    cases, views = [f"a/{n}" for n in range(200)], torch.randn(200, 4, 4)
-    first = withheld(0.1, 3, cases, views, 7)
-    assert first.shape == (200, 7) and 0.07 < first.float().mean() < 0.13
-    assert torch.equal(withheld(0.1, 3, cases[50:60], views[50:60], 7), first[50:60])
-    for other in (withheld(0.1, 4, cases, views, 7), withheld(0.1, 3, cases, views + 1, 7)):
-        assert not torch.equal(other, first)
-    assert not withheld(0.0, 3, cases, views, 7).any()
-
-
-def test_what_is_withheld_has_the_plain_activation_in_training_alone(fitted, tmp_path):
+def test_an_organ_that_is_not_found_is_left_to_the_coarse_model(fitted, tmp_path):
     module, data, _ = fitted
-    again = method(None, withheld=0.5, use=["activation", "input"])
-    again.known, again.centres = module.known, module.centres
-    again.trainer = trainer(tmp_path)
-    samples = data.samples()
-    batch = collate([samples[step, 0] for step in range(8)])
-    hidden = withheld(0.5, 0, batch["case"], batch["index_to_mm"], len(ORGANS))
-    seen, without = again.train().prior_of(batch, (32, 32)), again.eval().prior_of(batch, (32, 32))
-    assert hidden.any() and not hidden.all()
-    assert (seen[hidden] == 0.5).all() and (without[hidden] != 0.5).any()
-    assert torch.equal(seen[~hidden], without[~hidden])
-    # One draw a step: what the network sees is what the activation has.
-    again.train()
-    torch.testing.assert_close(torch.sigmoid(again.inputs(batch)[:, 1:]), again.prior_of(batch, (32, 32)))
+    one = method(None, use=["activation"])
+    one.load_state_dict(module.state_dict())
+    with torch.no_grad():
+        for parameter in one.coarse.parameters():
+            parameter.mul_(2)
+    batch = collate([data.samples()[step, 0] for step in range(4)])
+    batch["centre"] = torch.full_like(batch["centre"], torch.nan)
+    lost = {case: k for k, case in enumerate(dict.fromkeys(batch["case"]))}
+    one.centres = {case: np.full((len(ORGANS), 3), 30.0, np.float32) for case in lost}
+    for case, k in lost.items():
+        one.centres[case][k % len(ORGANS)] = np.nan
+    one.trainer = trainer(tmp_path)
+    one.eval()
+    with torch.no_grad():
+        ours, theirs = one.probabilities(batch), torch.sigmoid(one.coarse(batch["image"]))
+        with_prior = one.activate(one.network(batch["image"]), batch)
+    for row, case in enumerate(batch["case"]):
+        for k in range(len(ORGANS)):
+            expected = theirs if k == lost[case] % len(ORGANS) else with_prior
+            torch.testing.assert_close(ours[row, k], expected[row, k])
+    assert not torch.allclose(theirs, with_prior)
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.0])
-def test_all_or_less_than_nothing_cannot_be_withheld(share):
-    with pytest.raises(UsageError, match=f"withheld {share} below 1"):
-        method(None, withheld=share)
+@pytest.mark.parametrize("without", ["use", "prior"])
+def test_without_a_prior_every_organ_is_the_networks(without, fitted, tmp_path):
+    module, data, _ = fitted
+    one = method(None, use=[] if without == "use" else ["activation"])
+    one.load_state_dict(module.state_dict())
+    if without == "prior":
+        one.known = replace(one.known, priors=(None,) * len(ORGANS))
+    one.centres = {}
+    one.trainer = trainer(tmp_path)
+    one.eval()
+    batch = collate([data.samples()[step, 0] for step in range(2)])
+    batch["centre"] = torch.full_like(batch["centre"], torch.nan)
+    with torch.no_grad():
+        torch.testing.assert_close(one.probabilities(batch), torch.sigmoid(one.network(batch["image"])))
 
 
 def whole(organ: np.ndarray) -> WholeCase:
