@@ -74,12 +74,12 @@ def main() -> None:
             ours = measured(run)
         except OrgansegError as error:
             parser.exit(error.exit_code, f"cut: {error}\n")
-        shown = [100 * float(line["dsc"]) for line in ours if line["dsc"]]
+        shown = [100 * float(line["dsc"]) for line in ours if line["dsc"]] or [float("nan")]
         invented = [float(line["invented_ml"]) for line in ours if line["invented_ml"]]
         some = sum(volume > 1 for volume in invented)
-        parts = len({line["part"] for line in ours})
+        each = sum(invented) / len({line["part"] for line in ours})
         print(f"| {run.name} | {len(shown)} | {statistics.fmean(shown):.1f} | {len(invented)} | {some} "
-              f"| {sum(invented) / parts:.1f} | {max(invented, default=0.0):.1f} |", flush=True)  # fmt: skip
+              f"| {each:.1f} | {max(invented, default=0.0):.1f} |", flush=True)  # fmt: skip
         lines += ours
     if arguments.tables:
         arguments.tables.mkdir(parents=True, exist_ok=True)

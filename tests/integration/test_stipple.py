@@ -16,9 +16,11 @@ from toy import TOY, organseg
 sys.path.append(str(warm.TOOLS))
 
 import before_after
+import cut
 import priors
 import stipple
 
+from organseg.batch import WholeCase
 from organseg.priors import OrganPriors, Prior
 
 ROOT = Path(__file__).parents[2]
@@ -173,6 +175,13 @@ def test_the_tables_of_its_parts(runs: Path, toy: Path) -> None:
         (way, position) for way, all_ in priors.POSITIONS.items() for position in all_
     }
     assert len(ways) == 10 and all(f"| {' | '.join(way)} | 0.001 | " in shown for way in ways)
+    shown = run_tool("cut", runs / "round0", runs / "stipple0", "--tables", runs)
+    with (runs / "cut.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert "| round0 |" in shown and "| stipple0 |" in shown
+    assert {line["run"] for line in lines} == {"round0", "stipple0"} and all(
+        bool(line["dsc"]) != bool(line["invented_ml"]) for line in lines
+    )
     picture = runs / "picture.png"
     shown = run_tool(
         "before_after", runs / "round0", runs / "stipple0", "--organs", "liver", "spleen", "--out", picture
@@ -229,6 +238,19 @@ def test_nats_of_a_prior_that_is_placed_right_and_wrong() -> None:
     assert priors.nats(
         known, 1, where + np.array([0, 4, 0], dtype=np.float32), mask, (3.0, 2.0, 2.0), 0.1
     ) == pytest.approx(wrong, rel=1e-5)
+
+
+def test_thirds_of_a_scan_and_what_is_near_them() -> None:
+    truth = np.zeros((30, 2, 2), np.uint8)
+    truth[22, 0, 0], truth[29, 0, 0], truth[4, 0, 0] = 1, 2, 3
+    case = WholeCase("a/b", 0, np.arange(30, dtype=np.float32)[:, None, None] + truth, np.float32, truth.shape,
+                     (5.0, 1.0, 1.0), np.eye(4), truth, np.ones(3, bool))  # fmt: skip
+    parts = list(cut.parts_of(case))
+    assert [part.key for part, _ in parts] == ["a/b/lower", "a/b/middle", "a/b/upper"]
+    assert [near for _, near in parts] == [{0, 3}, {0, 1}, {0, 1, 2}]  # 15 mm are three slices
+    for part, start in zip((part for part, _ in parts), (0, 10, 20), strict=True):
+        assert part.shape == (10, 2, 2) and np.array_equal(part.truth, truth[start : start + 10])
+        assert np.array_equal(part.image, case.image[start : start + 10])
 
 
 def test_another_share_keeps_the_lines_of_the_first(tmp_path):
