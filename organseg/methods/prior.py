@@ -282,8 +282,8 @@ class PriorModule(PartialLabelModule):
     def probabilities(self, view: View) -> Tensor:
         """Those of the network; of an organ with a prior that was not found, those of the coarse model.
 
-        Its logits are right once the prior's log odds are added: away from the organ they leave the No to those, and
-        with a neutral prior they would make the organ up.
+        The network's logits are right once the log odds of the prior are added: away from the organ they leave it to
+        those to say No, and with a neutral prior would make the organ up.
         """
         probs = super().probabilities(view)
         if not self.use & {"activation", "input", "bottleneck"}:
