@@ -9,13 +9,13 @@ Usage: python tools/cut.py RUN [RUN ...] [--tables DIR]
 """
 
 import argparse
-import csv
 import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from relabelling import write
 from stipple import with_trainer
 
 from organseg.batch import WholeCase
@@ -33,6 +33,8 @@ def parts_of(case: WholeCase) -> Iterator[tuple[WholeCase, frozenset[int]]]:
     edges = np.linspace(0, len(case.truth), len(PARTS) + 1).round().astype(int)
     margin = int(np.ceil(MARGIN_MM / case.spacing[0]))
     for name, start, end in zip(PARTS, edges[:-1], edges[1:], strict=True):
+        if start == end:  # fewer slices than parts
+            continue
         truth = case.truth[start:end]
         near = case.truth[max(0, start - margin) : end + margin]
         part = replace(case, key=f"{case.key}/{name}", image=case.image[start:end], truth=truth, shape=truth.shape)
@@ -83,10 +85,7 @@ def main() -> None:
         lines += ours
     if arguments.tables:
         arguments.tables.mkdir(parents=True, exist_ok=True)
-        with (arguments.tables / "cut.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(lines[0]))
-            writer.writeheader()
-            writer.writerows(lines)
+        write(arguments.tables / "cut.csv", lines)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Usage: python tools/priors.py RUN [--smooth_mm 0 8] [--floors 0.001 0.01] [--tab
 """
 
 import argparse
-import csv
 import statistics
 from collections import defaultdict
 from dataclasses import replace
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from relabelling import write
 from stipple import with_trainer
 
 from organseg.batch import CaseSource
@@ -113,10 +113,7 @@ def main() -> None:
         print(f"| {' | '.join(map(str, (*way, len(group))))} | {' | '.join(f'{mean:.2f}' for mean in means)} |")
     if arguments.tables:
         arguments.tables.mkdir(parents=True, exist_ok=True)
-        with (arguments.tables / "priors.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(lines[0]))
-            writer.writeheader()
-            writer.writerows(lines)
+        write(arguments.tables / "priors.csv", lines)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import csv
 import io
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -320,7 +320,7 @@ def show_rounds(runs: Sequence[Run], tables: Path) -> None:
         )
 
 
-def write(path: Path, lines: Sequence[dict[str, str]]) -> None:
+def write(path: Path, lines: Sequence[Mapping[str, str | float]]) -> None:
     """A CSV file, whole or not at all; a line that lacks a column, as of other organs, has nothing there."""
     columns = list(dict.fromkeys(key for line in lines for key in line))
     text = io.StringIO()

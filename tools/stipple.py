@@ -30,7 +30,7 @@ from organseg.cli.modules import load_module
 from organseg.cli.tested import is_tested
 from organseg.cli.training import quieten
 from organseg.data import SliceDataModule
-from organseg.errors import OrgansegError
+from organseg.errors import OrgansegError, UsageError
 from organseg.methods import PriorModule
 from organseg.methods.base import SegmentationModule
 from organseg.strict_yaml import read_yaml
@@ -110,8 +110,15 @@ def far_of(run: Path, config_of: Path) -> dict[str, float]:
 
 
 def options_of(run: Path) -> dict[str, object]:
-    """What the run's data module was made of."""
+    """What the run's data module was made of.
+
+    Raises:
+        UsageError: If it is none of slices.
+    """
     config = read_yaml(run / "config.yaml")
+    kind = config["data"]["class_path"].rpartition(".")[2]
+    if kind != "SliceDataModule":
+        raise UsageError(f"{run}: trained on what {kind} gives; this tool reads runs of SliceDataModule alone")
     options = {key: value for key, value in config["data"]["init_args"].items() if key != "augmentation"}
     return {**options, "window_hu": tuple(options["window_hu"]), "seed": config["seed"]}
 

@@ -21,6 +21,7 @@ import priors
 import stipple
 
 from organseg.batch import WholeCase
+from organseg.errors import UsageError
 from organseg.priors import OrganPriors, Prior
 
 ROOT = Path(__file__).parents[2]
@@ -251,6 +252,15 @@ def test_thirds_of_a_scan_and_what_is_near_them() -> None:
     for part, start in zip((part for part, _ in parts), (0, 10, 20), strict=True):
         assert part.shape == (10, 2, 2) and np.array_equal(part.truth, truth[start : start + 10])
         assert np.array_equal(part.image, case.image[start : start + 10])
+    two = WholeCase("a/b", 0, case.image[:2], np.float32, (2, 2, 2), (5.0, 1.0, 1.0), np.eye(4), truth[:2],
+                    np.ones(3, bool))  # fmt: skip
+    assert [part.shape for part, _ in cut.parts_of(two)] == [(1, 2, 2), (1, 2, 2)]
+
+
+def test_runs_of_patches_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: {class_path: organseg.data.PatchDataModule, init_args: {}}\n")
+    with pytest.raises(UsageError, match="trained on what PatchDataModule gives"):
+        stipple.options_of(tmp_path)
 
 
 def test_another_share_keeps_the_lines_of_the_first(tmp_path):
