@@ -19,7 +19,7 @@ _OF_A_METHOD = (
         f"model.init_args.{option}"
         for option in (
             "naive", "coarse", "coarse_network", "start", "use", "prior", "bins", "smooth_mm", "floor",
-            "working_spacing", "centring", "position", "references", "max_shift_mm", "cross_fitted",
+            "working_spacing", "centring", "position", "references", "max_shift_mm", "cross_fitted", "placed_by_others",
             "optimizer.init_args.lr",  # half of it where a training goes on from trained weights
         )
     ),

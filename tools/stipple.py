@@ -41,8 +41,14 @@ BOXES = "stipple0_boxes"
 THESIS = {"centring": "boxes", "position": "aligned", "smooth_mm": "0.0"}
 FOUND = {BOXES: ("naive", "aligned"), "stipple0": ("matched",)}
 """Where each of the two takes the organs of a test case to be, against its own notion of a true centre."""
-TESTS = ((BOXES, "naive"), (BOXES, "true"), ("stipple0", "true"))
-"""A trained run, and another position of the organs of the test cases."""
+POSITION = "--model.init_args.position"
+TESTS = {
+    f"{BOXES}_naive": (BOXES, POSITION, "naive"),
+    f"{BOXES}_true": (BOXES, POSITION, "true"),
+    "stipple0_true": ("stipple0", POSITION, "true"),
+    "stipple0_by_others": ("stipple0", "--model.init_args.placed_by_others", "true"),
+}
+"""Tests of a trained run whose test cases' organs are taken to be elsewhere."""
 
 
 def variant(text: str) -> tuple[str, dict[str, str]]:
@@ -70,13 +76,12 @@ def work(base: Run, arguments: argparse.Namespace, more: list[str]) -> None:
             last = run / "checkpoints" / "last.ckpt"
             organseg("test", "--config", f"{run / 'config.yaml'}", "--ckpt_path", f"{last}")
         refuse_unequal([base.folder, run], [f"model.init_args.{option}" for option in options])
-    for name, position in TESTS:
-        trained = base.folder.with_name(name)
-        run, last = base.folder.with_name(f"{name}_{position}"), trained / "checkpoints" / "last.ckpt"
+    for name, (of, *words) in TESTS.items():
+        trained = base.folder.with_name(of)
+        run, last = base.folder.with_name(name), trained / "checkpoints" / "last.ckpt"
         if not is_finished(trained) or is_tested(last, run / "test") or time.monotonic() > end:
             continue
-        organseg("test", "--config", f"{trained / 'config.yaml'}", "--ckpt_path", f"{last}", "--out", f"{run}",
-                 "--model.init_args.position", position)  # fmt: skip
+        organseg("test", "--config", f"{trained / 'config.yaml'}", "--ckpt_path", f"{last}", "--out", f"{run}", *words)
 
 
 def far_ml(
@@ -202,10 +207,9 @@ def main() -> None:
         parser.exit(error.exit_code, f"stipple: {error}\n")
     tables = arguments.tables or arguments.out
     tables.mkdir(parents=True, exist_ok=True)
-    variants = [ROUND0, "inerrant0", "plain0", "plain", "stipple0", "stipple",
-                *(name for name, _ in arguments.variants),
-                *(f"{name}_{position}" for name, position in TESTS)]  # fmt: skip
-    lines, trained = [], {f"{name}_{position}": name for name, position in TESTS}
+    variants = [ROUND0, "inerrant0", "inerrant", "plain0", "plain", "stipple0", "stipple",
+                *(name for name, _ in arguments.variants), *TESTS]  # fmt: skip
+    lines, trained = [], {name: of for name, (of, *_) in TESTS.items()}
     for name in variants:
         run, of = base.folder.with_name(name), base.folder.with_name(trained.get(name, name))
         if is_finished(of) and is_tested(of / "checkpoints" / "last.ckpt", run / "test"):

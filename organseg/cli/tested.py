@@ -17,8 +17,8 @@ _DATA = (
 TESTED = "checkpoint.sha256"
 """Beside a test's tables: the sha256 of the checkpoint that they are of."""
 
-_POSITION = "model.init_args.position"
-_NOT_THE_NETWORK = ("model.init_args.optimizer", "model.init_args.lr_decay", _POSITION)
+_PLACING = ("model.init_args.position", "model.init_args.placed_by_others")
+_NOT_THE_NETWORK = ("model.init_args.optimizer", "model.init_args.lr_decay", *_PLACING)
 """Options of a method that a test may change: of its training, or where the organs of a test case are taken to be."""
 
 
@@ -94,5 +94,6 @@ def refuse_no_result(checkpoint: Path, wanted: Mapping[str, Any], run: RunFolder
         return
     if checkpoint.resolve() != (run.checkpoints / "last.ckpt").resolve():
         raise UsageError(f"{checkpoint}: no result of {run.path}: add --out, for a folder of its own")
-    if record["identity"].get(_POSITION) != wanted.get(_POSITION):
-        raise UsageError(f"{_POSITION}: {wanted[_POSITION]} is no result of {run.path}: add --out")
+    for key in _PLACING:
+        if (record["identity"].get(key) or None) != (wanted.get(key) or None):
+            raise UsageError(f"{key}: {wanted.get(key)} is no result of {run.path}: add --out")

@@ -1,11 +1,16 @@
 """Priors of a fold's own annotated training cases (METHOD.md 2.1)."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from organseg.batch import CaseSource
 from organseg.methods.cross_fitted_priors import Halves, half_pools
-from organseg.methods.organ_positions import MOST_REFERENCES, Pools, Positioning, learned_prior, pooled
+from organseg.methods.organ_positions import MOST_REFERENCES, Pools, Positioning, learned_prior, pooled, write_centres
 from organseg.priors import OrganPriors, Prior, drawn
 
 
@@ -56,3 +61,33 @@ def built_priors(
         return of_all, None
     halves = half_pools(pools, {case: patient for case, (patient, _) in identities.items()})
     return of_all, Halves(*(learned(half, ((),) * len(organs)) for half in halves))
+
+
+def tell(
+    path: Path,
+    source: CaseSource,
+    organs: Sequence[str],
+    known: OrganPriors,
+    halves: Halves | None,
+    centres: Mapping[str, NDArray[np.float32]],
+) -> None:
+    """Warn of organs without a prior, or with one patient's; write the table of the training cases' centres.
+
+    Args:
+        path: Of the table.
+        source: The training cases.
+        organs: In channel order.
+        known: Their priors.
+        halves: Of what is cross-fitted.
+        centres: Of each training case, [K, 3] mm.
+    """
+    without = [organ for organ, prior in zip(organs, known.priors, strict=True) if prior is None]
+    if without:
+        said = f"no prior of {', '.join(without)}: there is nothing to build it of"
+        print(f"organseg: warning: {said}; the activation stays plain", file=sys.stderr)
+    alone = halves.undivided(organs, without) if halves else []
+    if alone:
+        said = f"the prior of {', '.join(alone)} is of one patient, who sees it in training"
+        print(f"organseg: warning: {said}", file=sys.stderr)
+    annotated = {key: ~source.unknown_organs(key) for key in source.case_keys("fit")}
+    write_centres(path, annotated, organs, centres, without)

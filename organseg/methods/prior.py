@@ -8,7 +8,6 @@ first does not find is left to it.
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,16 +25,16 @@ from organseg.errors import UsageError
 from organseg.files import publish_text
 from organseg.losses import Balance
 from organseg.methods.base import NetworkFactory, adam, build_network
-from organseg.methods.built_priors import built_priors
+from organseg.methods.built_priors import built_priors, tell
 from organseg.methods.coarse import coarse_weights
 from organseg.methods.cross_fitted_priors import Halves
 from organseg.methods.given_priors import given_priors, refuse_others
-from organseg.methods.organ_positions import Centring, Position, Positioning, PriorGrid, write_centres
+from organseg.methods.organ_positions import Centring, Position, Positioning, PriorGrid
 from organseg.methods.partial_label import PartialLabelModule
 from organseg.methods.sharing import shared
 from organseg.networks import UNet
 from organseg.networks.guided import MapsAtBottleneck, go_on_from
-from organseg.priors import OrganPriors, Prior, place, positions, prior_logits
+from organseg.priors import OrganPriors, Prior, completed, place, positions, prior_logits, relations
 from organseg.priors.activation import EPS
 
 Use = Literal["activation", "input", "bottleneck", "coordinates"]
@@ -74,6 +73,9 @@ class PriorModule(PartialLabelModule):
             `true` centre of a test case, to see what positions cost.
         references: Annotated cases that vote on each position that is `aligned`.
         max_shift_mm: Largest correction along each axis.
+        placed_by_others: In whole cases an organ that is not found is taken to be where those that are found say, as
+            organs use to lie to each other in the training cases, and only where none is found is left to the coarse
+            model.
         optimizer: Makes the optimiser from the parameters.
         lr_decay: Learning rate at the last step as a share of the first.
         balance: See `partial_label_loss`.
@@ -99,6 +101,7 @@ class PriorModule(PartialLabelModule):
         position: Position = "matched",
         references: int = 3,
         max_shift_mm: float = 30.0,
+        placed_by_others: bool = False,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = adam,
         lr_decay: float = 0.1,
         balance: Balance = "organ",
@@ -150,6 +153,7 @@ class PriorModule(PartialLabelModule):
         self.position: Position = position
         self.positioning = Positioning(PriorGrid(working_spacing), centring, references, max_shift_mm, smooth_mm)
         self.cross_fitted = cross_fitted
+        self.placed_by_others = placed_by_others
         self.known: OrganPriors | None = None
         self.halves: Halves | None = None
         self.centres: dict[str, NDArray[np.float32]] = {}
@@ -192,18 +196,8 @@ class PriorModule(PartialLabelModule):
             self._set_priors()
             self.centres = self._training_centres() if self.use else {}
             if self.trainer.is_global_zero and self.use:
-                annotated = {key: ~self.source.unknown_organs(key) for key in self.source.case_keys("fit")}
                 assert self.known is not None
-                priors = zip(self.organs, self.known.priors, strict=True)
-                without = [organ for organ, prior in priors if prior is None]
-                if without:
-                    said = f"no prior of {', '.join(without)}: there is nothing to build it of"
-                    print(f"organseg: warning: {said}; the activation stays plain", file=sys.stderr)
-                alone = self.halves.undivided(self.organs, without) if self.halves else []
-                if alone:
-                    said = f"the prior of {', '.join(alone)} is of one patient, who sees it in training"
-                    print(f"organseg: warning: {said}", file=sys.stderr)
-                write_centres(self._folder / "centres.csv", annotated, self.organs, self.centres, without)
+                tell(self._folder / "centres.csv", self.source, self.organs, self.known, self.halves, self.centres)
             if self.trainer.is_global_zero:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 publish_text(self._folder / "made_of.json", json.dumps(made_of, indent=1))
@@ -362,6 +356,10 @@ class PriorModule(PartialLabelModule):
         """[K, 3] mm: of a training case as it was trained with, of another one as the coarse model finds it."""
         if not self.use:
             return np.full((len(self.organs), 3), np.nan, dtype=np.float32)
+        centres = self._centres_found(case)
+        return completed(centres, relations(self.centres.values())) if self.placed_by_others else centres
+
+    def _centres_found(self, case: WholeCase) -> NDArray[np.float32]:
         if case.key in self.centres:
             return self.centres[case.key]
         if self.position == "true":

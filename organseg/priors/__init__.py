@@ -7,6 +7,7 @@ from organseg.priors.matching import continued, matched_centre, matched_prior, s
 from organseg.priors.placing import place, positions
 from organseg.priors.position import Reference, coarse_centre, corrected_centre, drawn
 from organseg.priors.record import OrganPriors
+from organseg.priors.relations import completed, relations
 
 __all__ = [
     "OrganPriors",
@@ -15,6 +16,7 @@ __all__ = [
     "align",
     "build_prior",
     "coarse_centre",
+    "completed",
     "continued",
     "corrected_centre",
     "cropped",
@@ -26,6 +28,7 @@ __all__ = [
     "prior_logits",
     "prior_sigmoid",
     "prior_softmax",
+    "relations",
     "slices_of",
     "smoothed",
     "with_background",

@@ -48,6 +48,7 @@ LATER = (
     "data.test_datasets",
     "data.draw_annotated_only",
     "model.init_args.cross_fitted",
+    "model.init_args.placed_by_others",
     *(f"{network}.qk_norm" for network in _NETWORKS),
 )
 """Options that came later, left out where they are not used: a run without them is the run that it was before."""

@@ -1,6 +1,7 @@
 """STIPPLE through the real commands and tools, at toy size: coarse model, priors, rounds, two passes, two ranks."""
 
 import csv
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -143,9 +144,10 @@ def test_prediction_needs_the_checkpoint_alone(runs: Path, toy: Path, tmp_path: 
 def test_other_positions_are_not_tested_into_the_run_s_own_results(runs: Path) -> None:
     run = runs / "stipple0"
     before = (run / "test" / "summary.csv").read_bytes()
-    done = organseg("test", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "last.ckpt",
-                    "--model.init_args.position=true", check=2)  # fmt: skip
-    assert "true is no result of" in done.stderr and "add --out" in done.stderr
+    for option in ("position", "placed_by_others"):
+        done = organseg("test", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "last.ckpt",
+                        f"--model.init_args.{option}=true", check=2)  # fmt: skip
+        assert re.search(rf"{option}: [Tt]rue is no result of", done.stderr) and "add --out" in done.stderr
     assert (run / "test" / "summary.csv").read_bytes() == before
 
 
@@ -165,7 +167,7 @@ def test_the_tables_of_its_parts(runs: Path, toy: Path) -> None:
     shutil.rmtree(runs / "stipple0_boxes")
     shown = run_tool("stipple", *words, "--variants", "boxes", "bins=all", "--trainer.max_steps=8", *TOY)
     trained = ("round0", "stipple0", "stipple", "bins_all", "boxes")
-    for variant in (*trained, "boxes_naive", "boxes_true", "stipple0_true"):
+    for variant in (*trained, "boxes_naive", "boxes_true", "stipple0_true", "stipple0_by_others"):
         assert f"{variant} |" in shown
     assert "| organ | naive | aligned | matched |" in shown
     shown = run_tool("priors", runs / "stipple0", "--tables", runs)
@@ -176,11 +178,11 @@ def test_the_tables_of_its_parts(runs: Path, toy: Path) -> None:
         (way, position) for way, all_ in priors.POSITIONS.items() for position in all_
     }
     assert len(ways) == 10 and all(f"| {' | '.join(way)} | 0.001 | " in shown for way in ways)
-    shown = run_tool("cut", runs / "round0", runs / "stipple0", "--tables", runs)
+    shown = run_tool("cut", runs / "round0", runs / "stipple0", "--by-others", "--tables", runs)
     with (runs / "cut.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert "| round0 |" in shown and "| stipple0 |" in shown
-    assert {line["run"] for line in lines} == {"round0", "stipple0"} and all(
+    assert all(f"| {run} |" in shown for run in ("round0", "stipple0", "stipple0_by_others"))
+    assert {line["run"] for line in lines} == {"round0", "stipple0", "stipple0_by_others"} and all(
         bool(line["dsc"]) != bool(line["invented_ml"]) for line in lines
     )
     picture = runs / "picture.png"

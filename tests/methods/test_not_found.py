@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from stippled import ORGANS, data_of, method, trainer
+from stippled import ORGANS, ball_model, data_of, method, trainer
 
 from organseg.batch import WholeCase
 from organseg.data.module import collate
@@ -147,3 +147,46 @@ def test_files_without_priors_are_named(fitted, coarse, cache, tmp_path):
         save_checkpoint(content, tmp_path / "prior.ckpt")
         with pytest.raises(UsageError, match=message):
             trainer(tmp_path / "run").fit(method(coarse, prior=tmp_path / "prior.ckpt"), data_of(cache))
+
+
+def test_an_organ_that_is_not_found_is_placed_by_the_others(fitted, tmp_path, monkeypatch):
+    module, data, _ = fitted
+    one = method(None, use=["activation"], placed_by_others=True)
+    one.load_state_dict(module.state_dict())
+    one.trainer = trainer(tmp_path)
+    one.eval()
+    case = replace(data.training_cases()[0], key="other/scan")
+    extent = np.multiply(case.shape, case.spacing)
+    seen = (extent * np.array([[0.4, 0.4, 0.3], [0.5, 0.6, 0.7], [0.5, 0.6, 0.3], [0.6, 0.4, 0.7]])).astype(np.float32)
+    one.centres = {f"a/{n}": seen + np.float32(100 * n) for n in range(3)}  # the same way from each to each
+    lost = np.where(np.arange(4)[:, None] == 2, np.float32(np.nan), seen)
+    monkeypatch.setattr(one, "_coarse_probabilities", ball_model(lost, 30))
+    one.placed_by_others = False
+    found = one.centres_of(case)
+    assert np.isnan(found).any(axis=-1).tolist() == [False, False, True, False]
+    one.placed_by_others = True
+    placed = one.centres_of(case)
+    np.testing.assert_array_equal(placed[[0, 1, 3]], found[[0, 1, 3]])
+    said = found[[0, 1, 3]] + seen[2] - seen[[0, 1, 3]]
+    np.testing.assert_allclose(placed[2], np.median(said, axis=0), atol=1e-3)
+
+    kept = []
+    one.segment(case, lambda _, probs: kept.append(probs))
+    monkeypatch.setattr(one, "_coarse_probabilities", lambda _: pytest.fail("the second pass asks the coarse model"))
+    again = []
+    one.segment(case, lambda _, probs: again.append(probs))
+    torch.testing.assert_close(torch.cat(again), torch.cat(kept))
+
+
+def test_where_no_organ_is_found_all_are_left_to_the_coarse_model(fitted, tmp_path, monkeypatch):
+    module, data, _ = fitted
+    one = method(None, use=["activation"], placed_by_others=True)
+    one.load_state_dict(module.state_dict())
+    one.trainer = trainer(tmp_path)
+    one.eval()
+    monkeypatch.setattr(one, "_coarse_probabilities", ball_model(np.full((4, 3), np.nan, np.float32), 30))
+    case = replace(data.training_cases()[0], key="other/scan")
+    assert np.isnan(one.centres_of(case)).all()
+    kept = []
+    one.segment(case, lambda _, probs: kept.append(probs))
+    torch.testing.assert_close(torch.cat(kept), torch.full_like(torch.cat(kept), 0.02), atol=1e-3, rtol=0)
