@@ -33,6 +33,7 @@ from organseg.data import SliceDataModule
 from organseg.errors import OrgansegError, UsageError
 from organseg.methods import PriorModule
 from organseg.methods.base import SegmentationModule
+from organseg.runtime.precision import affordable_precision
 from organseg.strict_yaml import read_yaml
 from organseg.volumes import read_label
 
@@ -129,11 +130,12 @@ def options_of(run: Path) -> dict[str, object]:
 
 
 def with_trainer(run: Path) -> tuple[SliceDataModule, SegmentationModule]:
-    """A run's data module, and its model, which segments whole cases in the precision that it was trained in."""
+    """A run's data module, and its model, which segments whole cases in the run's precision if this CPU can."""
     data = SliceDataModule(**options_of(run))  # type: ignore[arg-type]
     module = load_module(run / "checkpoints" / "last.ckpt")
-    module.trainer = L.Trainer(accelerator="cpu", precision=read_yaml(run / "config.yaml")["trainer"]["precision"],
-                               logger=False, enable_checkpointing=False, enable_progress_bar=False)  # fmt: skip
+    precision = affordable_precision(read_yaml(run / "config.yaml")["trainer"]["precision"], "cpu")
+    module.trainer = L.Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False,
+                               enable_progress_bar=False)  # fmt: skip
     return data, module
 
 
