@@ -49,7 +49,7 @@ def measured(run: Path, by_others: bool) -> Iterator[list[dict[str, str]]]:
     """A line for each part of a test case and organ that it is known to show or not to, of each way to segment."""
     data, module = with_trainer(run)
     yield lines_of(run.name, data, module)
-    if by_others and isinstance(module, PriorModule) and module.use:
+    if by_others and isinstance(module, PriorModule) and module.use and not module.placed_by_others:
         module.placed_by_others = True
         yield lines_of(f"{run.name}_by_others", data, module)
 

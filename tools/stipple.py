@@ -3,9 +3,9 @@
 Goes on from the runs of tools/relabelling.py (`--methods inerrant0 plain0 stipple0`, the same --out, share, seed and
 fold): trains STIPPLE without relabelling with other options (`--variants`), `boxes` as the thesis has it (organs
 centred in their bounding boxes, found by alignment, no blur); tests the latter with organs at their naive and true
-positions, and ours with true ones; and shows, beside the DSC, how far the positions are off and how much is predicted
-far from the organ. What is finished is skipped, what cannot be compared is refused. Tables also go to `positions.csv`
-and `variants.csv` in `--tables`.
+positions, and ours with true ones, or with organs that are not found placed by the others; and shows, beside the DSC,
+how far the positions are off and how much is predicted far from the organ. What is finished is skipped, what cannot be
+compared is refused. Tables also go to `positions.csv` and `variants.csv` in `--tables`.
 
 Usage: python tools/stipple.py --cache cache --out runs/relabelling --share 30 --seed 0 --minutes 60
 Options that it does not know, as --option=value, go to every `fit`.
@@ -143,6 +143,7 @@ def position_errors(run: Path, positions: Sequence[str]) -> list[dict[str, str]]
     """Mm between where the test cases' organs are found and where they are."""
     data, module = with_trainer(run)
     assert isinstance(module, PriorModule)
+    module.placed_by_others = False
     data.cohort = replace(data.cohort, train=data.cohort.test)
     cases, lines = data.training_cases(), []
     for number in range(len(cases)):

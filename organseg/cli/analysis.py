@@ -189,7 +189,8 @@ def prior(arguments: Namespace) -> Path:
         if organ in header.annotated and organ in [found.organ for found in priors]:
             lookup[value] = [found.organ for found in priors].index(organ) + 1
     window = window_of(arrays.image, header.modality)
-    source = "as it was trained with" if arguments.case in module.centres else "as the coarse model finds it"
+    found = "as the coarse model finds it" + module.placed_by_others * ", or the other organs say"
+    source = "as it was trained with" if arguments.case in module.centres else found
     outline = "the outline is what the data set annotates, also where that was hidden from the run"
     title = f"{run.resolve().name}, {arguments.case}, {source}; {outline}"
     label = lookup[arrays.label]

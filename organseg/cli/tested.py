@@ -95,5 +95,6 @@ def refuse_no_result(checkpoint: Path, wanted: Mapping[str, Any], run: RunFolder
     if checkpoint.resolve() != (run.checkpoints / "last.ckpt").resolve():
         raise UsageError(f"{checkpoint}: no result of {run.path}: add --out, for a folder of its own")
     for key in _PLACING:
-        if (record["identity"].get(key) or None) != (wanted.get(key) or None):
-            raise UsageError(f"{key}: {wanted.get(key)} is no result of {run.path}: add --out")
+        asked = wanted.get(key, False)
+        if record["identity"].get(key, False) != asked:
+            raise UsageError(f"{key}: {asked} is no result of {run.path}: add --out")

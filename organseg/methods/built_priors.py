@@ -70,6 +70,7 @@ def tell(
     known: OrganPriors,
     halves: Halves | None,
     centres: Mapping[str, NDArray[np.float32]],
+    found: Mapping[str, NDArray[np.float32]],
 ) -> None:
     """Warn of organs without a prior, or with one patient's; write the table of the training cases' centres.
 
@@ -80,6 +81,7 @@ def tell(
         known: Their priors.
         halves: Of what is cross-fitted.
         centres: Of each training case, [K, 3] mm.
+        found: Those that are not placed by the others.
     """
     without = [organ for organ, prior in zip(organs, known.priors, strict=True) if prior is None]
     if without:
@@ -90,4 +92,4 @@ def tell(
         said = f"the prior of {', '.join(alone)} is of one patient, who sees it in training"
         print(f"organseg: warning: {said}", file=sys.stderr)
     annotated = {key: ~source.unknown_organs(key) for key in source.case_keys("fit")}
-    write_centres(path, annotated, organs, centres, without)
+    write_centres(path, annotated, organs, centres, found, without)

@@ -241,18 +241,21 @@ def write_centres(
     annotated: Mapping[str, NDArray[np.bool_]],
     organs: Sequence[str],
     centres: Mapping[str, NDArray[np.float32]],
+    found: Mapping[str, NDArray[np.float32]],
     without: Collection[str],
 ) -> None:
     """A table of where the organs of the training cases are, mm from the first voxel, and who says so.
 
-    Organs `without` a prior are named so, wherever they are.
+    What has a centre, and was not `found`, was placed by the others. Organs `without` a prior are named so, wherever
+    they are.
     """
     lines = ["case,organ,from,z_mm,y_mm,x_mm"]
     for key, known in annotated.items():
-        for organ, given, centre in zip(organs, known, centres[key], strict=True):
-            nowhere = bool(np.isnan(centre).any())
+        for organ, given, centre, ours in zip(organs, known, centres[key], found[key], strict=True):
+            nowhere, lost = bool(np.isnan(centre).any()), bool(np.isnan(ours).any())
             sources = {(True, False): "annotation", (True, True): "absent", (False, False): "coarse model"}
-            source = "no prior" if organ in without else sources.get((bool(given), nowhere), "not found")
+            source = sources.get((bool(given), lost), "not found" if nowhere else "other organs")
+            source = "no prior" if organ in without else source
             place = ",,," if nowhere else "".join(f",{mm:.1f}" for mm in centre)
             lines.append(f"{key},{organ},{source}{place}")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,10 @@
 Each organ's prior is built of the fold's annotated training cases and lies around the organ's centre. Where nobody
 annotated the organ, the centre comes from a coarse model: a finished run without a prior, of the same data, whose
 network is kept in this method's checkpoints. Whole cases are therefore segmented in two passes, and an organ that the
-first does not find is left to it.
+first does not find is left to it, or placed by the others.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,6 +30,7 @@ from organseg.methods.cross_fitted_priors import Halves
 from organseg.methods.given_priors import given_priors, refuse_others
 from organseg.methods.organ_positions import Centring, Position, Positioning, PriorGrid
 from organseg.methods.partial_label import PartialLabelModule
+from organseg.methods.prior_options import refuse_impossible, refuse_unlike
 from organseg.methods.sharing import shared
 from organseg.networks import UNet
 from organseg.networks.guided import MapsAtBottleneck, go_on_from
@@ -39,6 +39,8 @@ from organseg.priors.activation import EPS
 
 Use = Literal["activation", "input", "bottleneck", "coordinates"]
 
+SHOWN = {"activation", "input", "bottleneck"}
+"""Where a prior can enter."""
 DM = 100.0
 """mm: coordinates that a network sees are of the order of 1."""
 
@@ -73,9 +75,9 @@ class PriorModule(PartialLabelModule):
             `true` centre of a test case, to see what positions cost.
         references: Annotated cases that vote on each position that is `aligned`.
         max_shift_mm: Largest correction along each axis.
-        placed_by_others: In whole cases an organ that is not found is taken to be where those that are found say, as
-            organs use to lie to each other in the training cases, and only where none is found is left to the coarse
-            model.
+        placed_by_others: An unannotated organ that the coarse model does not find is taken to be where the other organs
+            say, as organs lie to each other in most training cases (ours); without it, or where no organ is found, the
+            organ is left to the coarse model.
         optimizer: Makes the optimiser from the parameters.
         lr_decay: Learning rate at the last step as a share of the first.
         balance: See `partial_label_loss`.
@@ -121,23 +123,8 @@ class PriorModule(PartialLabelModule):
             return network(in_channels + maps, out_channels)
 
         super().__init__(organs, seeing, optimizer, lr_decay, False, balance, dice, channels_last)
-        if (
-            (bins != "all" and bins < 1)
-            or not 0 < floor < 0.5
-            or not all(0 < mm < math.inf for mm in working_spacing)
-            or references < 1
-            or min(smooth_mm, max_shift_mm) < 0
-        ):
-            raise UsageError(
-                f"model.init_args: bins {bins} and references {references} must be at least 1, floor {floor} between "
-                f"0 and 0.5, working_spacing {working_spacing} positive, smooth_mm {smooth_mm} and max_shift_mm "
-                f"{max_shift_mm} not negative"
-            )
-        if position != "true" and (position == "matched") != (centring == "matched"):
-            raise UsageError(
-                f"model.init_args: position {position} with centring {centring}: a test's organs would be centred "
-                "otherwise than those of training; matched goes with matched, aligned and naive with boxes"
-            )
+        refuse_impossible(bins, floor, working_spacing, references, smooth_mm, max_shift_mm)
+        refuse_unlike(position, centring)
         if cross_fitted and prior is not None:
             raise UsageError("model.init_args.cross_fitted: the priors are another run's (`prior`); leave out one")
         if start == "coarse" and coarse_network is not None:
@@ -158,6 +145,8 @@ class PriorModule(PartialLabelModule):
         self.halves: Halves | None = None
         self.centres: dict[str, NDArray[np.float32]] = {}
         """Of the training cases: key -> [K, 3] mm, NaN where the organ has none."""
+        self.between: NDArray[np.float32] | None = None
+        """How organs lie to each other there, [K, K, 3] mm."""
         self._found: dict[str, NDArray[np.float32]] = {}
 
     def train(self, mode: bool = True) -> "PriorModule":
@@ -174,7 +163,8 @@ class PriorModule(PartialLabelModule):
             return {}
         centres = {key: torch.from_numpy(centre) for key, centre in self.centres.items()}
         halves = {"halves": self.halves.to_state()} if self.halves else {}
-        return {**self.known.to_state(), **halves, "centres": centres}
+        between = {} if self.between is None else {"between": torch.from_numpy(self.between)}
+        return {**self.known.to_state(), **halves, "centres": centres, **between}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take them from a checkpoint."""
@@ -182,6 +172,9 @@ class PriorModule(PartialLabelModule):
             self.known = OrganPriors.from_state(state)
             self.halves = Halves.from_state(state["halves"]) if "halves" in state else None
             self.centres = {key: centre.cpu().numpy() for key, centre in state["centres"].items()}
+            self.between = state["between"].cpu().numpy() if "between" in state else None
+            if self.between is None and self.centres:  # of a version that did not keep it
+                self.between = relations(self.centres.values())
 
     # Training.
 
@@ -194,10 +187,13 @@ class PriorModule(PartialLabelModule):
             made_of = refuse_others(self._folder / "made_of.json", taken)
             self._load_coarse(self.start == "coarse" and not afresh)
             self._set_priors()
-            self.centres = self._training_centres() if self.use else {}
+            found = self._training_centres() if self.use else {}
+            self.between = relations(found.values()) if found else None
+            self.centres = {key: self._completed(one, self.source.unknown_organs(key)) for key, one in found.items()}
             if self.trainer.is_global_zero and self.use:
                 assert self.known is not None
-                tell(self._folder / "centres.csv", self.source, self.organs, self.known, self.halves, self.centres)
+                path = self._folder / "centres.csv"
+                tell(path, self.source, self.organs, self.known, self.halves, self.centres, found)
             if self.trainer.is_global_zero:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 publish_text(self._folder / "made_of.json", json.dumps(made_of, indent=1))
@@ -210,7 +206,8 @@ class PriorModule(PartialLabelModule):
     def take_over(self, other: Segmenter) -> None:
         """The priors, the centres and the coarse model of another one, of the same run."""
         if isinstance(other, PriorModule):
-            self.known, self.halves, self.centres = other.known, other.halves, other.centres
+            self.known, self.halves = other.known, other.halves
+            self.centres, self.between = other.centres, other.between
             self.coarse.load_state_dict(other.coarse.state_dict())
 
     def _set_priors(self) -> None:
@@ -280,7 +277,7 @@ class PriorModule(PartialLabelModule):
         those to say No, and with a neutral prior would make the organ up.
         """
         probs = super().probabilities(view)
-        if not self.use & {"activation", "input", "bottleneck"}:
+        if not self.use & SHOWN:
             return probs
         assert self.known is not None
         has_prior = torch.tensor([prior is not None for prior in self.known.priors], device=probs.device)
@@ -356,10 +353,6 @@ class PriorModule(PartialLabelModule):
         """[K, 3] mm: of a training case as it was trained with, of another one as the coarse model finds it."""
         if not self.use:
             return np.full((len(self.organs), 3), np.nan, dtype=np.float32)
-        centres = self._centres_found(case)
-        return completed(centres, relations(self.centres.values())) if self.placed_by_others else centres
-
-    def _centres_found(self, case: WholeCase) -> NDArray[np.float32]:
         if case.key in self.centres:
             return self.centres[case.key]
         if self.position == "true":
@@ -367,9 +360,17 @@ class PriorModule(PartialLabelModule):
                 raise UsageError("model.init_args.position: `true` needs a truth, which scans to predict have not")
             assert self.known is not None
             return self.positioning.annotated(case, self.known)
+        every = np.ones(len(self.organs), dtype=bool)
         if case.key not in self._found:
-            self._found[case.key] = self._located(case, np.ones(len(self.organs), dtype=bool))
-        return self._found[case.key]
+            self._found[case.key] = self._located(case, every)
+        return self._completed(self._found[case.key], every)
+
+    def _completed(self, centres: NDArray[np.float32], wanted: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Wanted organs that have a prior and no centre placed by the others, if that is asked for."""
+        if not (self.placed_by_others and self.use & SHOWN):
+            return centres
+        assert self.known is not None and self.between is not None
+        return completed(centres, self.between, wanted & [prior is not None for prior in self.known.priors])
 
     def forget_positions(self) -> None:
         """Find all organs anew: `position` was changed."""

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 
 def relations(centres: Iterable[NDArray[np.floating]]) -> NDArray[np.float32]:
-    """[K, K, 3] mm: from organ j to organ i, the median over cases that have both; NaN where no case has.
+    """[K, K, 3] mm: at [i, j] from organ j to organ i, the median over cases that have both; NaN where no case has.
 
     Args:
-        centres: Of each case [K, 3] mm, NaN where an organ has none.
+        centres: Of each case, of one at least, [K, 3] mm, NaN where an organ has none.
     """
     of_cases = np.stack(list(centres))
     found = np.full((of_cases.shape[1],) * 2 + (3,), np.nan, dtype=np.float32)
@@ -23,17 +23,20 @@ def relations(centres: Iterable[NDArray[np.floating]]) -> NDArray[np.float32]:
     return found
 
 
-def completed(centres: NDArray[np.float32], between: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A case's centres, organs that have none put where those that have one say, in the median along each axis.
+def completed(
+    centres: NDArray[np.float32], between: NDArray[np.float32], wanted: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """A case's centres, wanted organs that have none put where those that have one say: the median along each axis.
 
     NaN stays where no organ has a centre, or none of those ever was in a case together with the organ.
 
     Args:
         centres: [K, 3] mm, NaN where an organ has none.
         between: What `relations` says.
+        wanted: [K].
     """
     result = centres.copy()
-    for i in np.flatnonzero(np.isnan(centres).any(axis=-1)):
+    for i in np.flatnonzero(np.isnan(centres).any(axis=-1) & wanted):
         said = centres + between[i]
         said = said[~np.isnan(said).any(axis=-1)]
         result[i] = np.median(said, axis=0) if len(said) else np.nan

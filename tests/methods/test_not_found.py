@@ -12,7 +12,7 @@ from organseg.batch import WholeCase
 from organseg.data.module import collate
 from organseg.errors import UsageError
 from organseg.methods.organ_positions import SPECK, Positioning, PriorGrid, learned_prior
-from organseg.priors import OrganPriors, Reference
+from organseg.priors import OrganPriors, Reference, relations
 from organseg.runtime.checkpoint_io import save_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -158,7 +158,7 @@ def test_an_organ_that_is_not_found_is_placed_by_the_others(fitted, tmp_path, mo
     case = replace(data.training_cases()[0], key="other/scan")
     extent = np.multiply(case.shape, case.spacing)
     seen = (extent * np.array([[0.4, 0.4, 0.3], [0.5, 0.6, 0.7], [0.5, 0.6, 0.3], [0.6, 0.4, 0.7]])).astype(np.float32)
-    one.centres = {f"a/{n}": seen + np.float32(100 * n) for n in range(3)}  # the same way from each to each
+    one.between = relations([seen])
     lost = np.where(np.arange(4)[:, None] == 2, np.float32(np.nan), seen)
     monkeypatch.setattr(one, "_coarse_probabilities", ball_model(lost, 30))
     one.placed_by_others = False
@@ -190,3 +190,21 @@ def test_where_no_organ_is_found_all_are_left_to_the_coarse_model(fitted, tmp_pa
     kept = []
     one.segment(case, lambda _, probs: kept.append(probs))
     torch.testing.assert_close(torch.cat(kept), torch.full_like(torch.cat(kept), 0.02), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("why", ["no prior", "no use of one"])
+def test_what_needs_no_place_is_not_placed(why, fitted):
+    module, _, _ = fitted
+    one = method(None, use=["activation"], placed_by_others=True)
+    one.load_state_dict(module.state_dict())
+    if why == "no prior":
+        one.known = replace(one.known, priors=(None, *one.known.priors[1:]))
+    else:
+        one.use = {"coordinates"}
+    one.between = np.zeros((4, 4, 3), np.float32)
+    centres = np.full((4, 3), np.nan, np.float32)
+    centres[3] = 7
+    one._found["other/scan"] = centres
+    case = replace(fitted[1].training_cases()[0], key="other/scan")
+    placed = np.isfinite(one.centres_of(case)).all(axis=-1).tolist()
+    assert placed == ([False, True, True, True] if why == "no prior" else [False, False, False, True])

@@ -129,14 +129,60 @@ def test_annotated_organs_are_where_they_are_annotated_and_others_where_the_coar
     assert sources == {"annotation", "coarse model", "not found"}
 
 
+def test_training_cases_too_have_lost_organs_where_the_others_say(cache, coarse, tmp_path, monkeypatch):
+    module, data = method(coarse, position="naive", placed_by_others=True), data_of(cache)
+    found = np.array([[52.0, 120, 90], [44.0, 200, 200], [np.nan] * 3, [70.0, 130, 220]], np.float32)
+    monkeypatch.setattr(module, "_coarse_probabilities", ball_model(found, 30.0))
+    trainer(tmp_path).fit(module, data)
+    table, lost = table_of(tmp_path), 0
+    assert np.isfinite(module.between).all()
+    for case in data.cohort.train:
+        centres, ours = module.centres[case.key], case.centres()
+        for k, organ in enumerate(ORGANS):
+            source = table[case.key, organ][0]
+            if case.known[k]:
+                assert source == "annotation"
+                np.testing.assert_allclose(centres[k], ours[k], rtol=1e-6)
+            elif k == 2:
+                assert source == "other organs"
+                said = np.delete(centres + module.between[k], k, axis=0)
+                np.testing.assert_allclose(centres[k], np.median(said, axis=0), atol=1e-3)
+                lost += 1
+            else:
+                assert source == "coarse model"
+    assert lost
+    known = [case.centres()[2] - case.centres()[0] for case in data.cohort.train if case.known[[0, 2]].all()]
+    own = [case.centres()[2] - found[0] for case in data.cohort.train if case.known[2] and not case.known[0]]
+    np.testing.assert_allclose(module.between[2, 0], np.median([*known, *own], axis=0), atol=5.0)
+    other = method(coarse, position="naive", placed_by_others=True)
+    other.load_state_dict(module.state_dict())
+    np.testing.assert_array_equal(other.between, module.between)
+    older = module.state_dict()
+    older["_extra_state"] = {key: value for key, value in older["_extra_state"].items() if key != "between"}
+    other.load_state_dict(older)
+    assert other.between.shape == (4, 4, 3) and np.isfinite(other.between).all()
+
+
+def test_at_true_positions_an_absent_organ_is_not_placed(fitted, monkeypatch):
+    module, data, _ = fitted
+    monkeypatch.setattr(module, "position", "true")
+    monkeypatch.setattr(module, "placed_by_others", True)
+    case = data.training_cases()[0]
+    truth = np.where(case.truth == 1, 0, case.truth)
+    every = replace(case, key="other/scan", truth=truth, annotated=np.ones(4, bool))
+    assert np.isnan(module.centres_of(every)[0]).all()
+
+
+@pytest.mark.parametrize("placed_by_others", [False, True])
 @pytest.mark.parametrize(("centring", "position"), [("boxes", "naive"), ("matched", "matched")])
-def test_an_absent_organ_is_nowhere(centring, position, tmp_path, monkeypatch):
+def test_an_absent_organ_is_nowhere(centring, position, placed_by_others, tmp_path, monkeypatch):
     dataset = write_dataset(tmp_path / "set", 6)
     for n in range(3):  # some of them are in the training part, whatever the fold
         label = make_case(n)[1]
         write_label_map(tmp_path / "set" / f"case{n}_label.nii.gz", np.where(label == 7, 0, label))
     data = data_of(make_cache(dataset, tmp_path / "cache"), label_share=1.0)
-    module = method(coarse_of(data, tmp_path / "coarse.ckpt"), centring=centring, position=position)
+    placing = {"centring": centring, "position": position, "placed_by_others": placed_by_others}
+    module = method(coarse_of(data, tmp_path / "coarse.ckpt"), **placing)
     monkeypatch.setattr(module, "_coarse_probabilities", ball_model(np.full((4, 3), 100.0, np.float32), 30.0))
     trainer(tmp_path).fit(module, data)
     table = table_of(tmp_path)
