@@ -245,7 +245,7 @@ def test_every_use_of_the_prior_is_another_method(name: str) -> None:
     varied = merge(whole, load_config(CONFIGS / "prior" / f"{name}.yaml"))
     modules: list[Any] = [build_module(config["model"], ["liver", "spleen"]) for config in (whole, varied)]
     seen = [(one.use, one.cross_fitted, one.start, one.positioning, one.position, one.prior_checkpoint,
-             type(one.network)) for one in modules]  # fmt: skip
+             one.placed_by_others, type(one.network)) for one in modules]  # fmt: skip
     assert seen[0] != seen[1]
     assert [v.shape for v in modules[0].coarse.state_dict().values()] == [
         v.shape for v in modules[1].coarse.state_dict().values()
