@@ -1,13 +1,14 @@
 """The relabelling experiments of protocol S (METHOD.md 7): methods, label shares and seeds, and their tables.
 
-Every method of a share, fold and seed has the same hidden labels and number of optimiser steps; those with rounds
-share one round 0, which is also the coarse model of STIPPLE and what it goes on from. Each step is the command that a
-user would type; what is finished is skipped and what was stopped goes on, so that the script can be run again and
-again, with `--minutes` for as long as there is time. Tables are made of what is finished, and of what `results.csv` and
+Every method of a share, fold and seed has the same hidden labels and number of optimiser steps; those with rounds share
+one round 0, which is also the coarse model of STIPPLE and what it goes on from. Each step is the command that a user
+would type; what is finished is skipped and what was stopped goes on, so that the script can be run again and again,
+with `--minutes` for as long as there is time. Tables are made of what is finished, and of what `results.csv` and
 `rounds.csv` in `--tables` have of runs that are gone (`cases.csv` beside them has the patients): mean and standard
-deviation over folds and seeds, in Markdown, never over two precisions; then paired tests over cases against INERRANT0
-and INERRANT. Folds say more than seeds: they are other patients. Finished runs that differ from what is asked for, or
-from each other in more than the method, or in the sum of their steps, are refused.
+deviation over folds and seeds, in Markdown, never over two precisions; then paired tests over cases against INERRANT0,
+INERRANT, and STIPPLE's schedules without a prior. Folds say more than seeds: they are other patients. Finished runs
+that differ from what is asked for, or from each other in more than the method, or in the sum of their steps, are
+refused.
 
 Usage: python tools/relabelling.py --cache cache --out runs/relabelling --shares 30 10 --folds 0 1 2 --minutes 100
 Options that it does not know, as --option=value, go to every `fit`; those of the curriculum where there is one.
@@ -370,7 +371,7 @@ def main() -> None:
         for run in runs:
             if run.share == share and run.finished and run.method != ROUND0:  # which had fewer steps
                 scores[run.method][run.fold, run.seed] = dsc_of(run.folder)
-        for first in ("inerrant0", "inerrant"):
+        for first in ("inerrant0", "inerrant", "plain0", "plain"):
             if first in scores and len(scores) > 1:
                 print(f"\nAt {share}% of the labels:")
                 show_tests({first: scores[first], **scores})

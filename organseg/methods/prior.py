@@ -41,6 +41,7 @@ Use = Literal["activation", "input", "bottleneck", "coordinates"]
 
 SHOWN = {"activation", "input", "bottleneck"}
 """Where a prior can enter."""
+
 DM = 100.0
 """mm: coordinates that a network sees are of the order of 1."""
 

@@ -11,6 +11,7 @@ from stippled import ORGANS, ball_model, data_of, method, trainer
 from organseg.batch import WholeCase
 from organseg.data.module import collate
 from organseg.errors import UsageError
+from organseg.methods import PriorModule
 from organseg.methods.organ_positions import SPECK, Positioning, PriorGrid, learned_prior
 from organseg.priors import OrganPriors, Reference, relations
 from organseg.runtime.checkpoint_io import save_checkpoint
@@ -149,13 +150,19 @@ def test_files_without_priors_are_named(fitted, coarse, cache, tmp_path):
             trainer(tmp_path / "run").fit(method(coarse, prior=tmp_path / "prior.ckpt"), data_of(cache))
 
 
-def test_an_organ_that_is_not_found_is_placed_by_the_others(fitted, tmp_path, monkeypatch):
+@pytest.fixture
+def placing(fitted, tmp_path) -> tuple[PriorModule, WholeCase]:
+    """A trained method that places lost organs by the others, and a case that it has not seen."""
     module, data, _ = fitted
     one = method(None, use=["activation"], placed_by_others=True)
     one.load_state_dict(module.state_dict())
     one.trainer = trainer(tmp_path)
     one.eval()
-    case = replace(data.training_cases()[0], key="other/scan")
+    return one, replace(data.training_cases()[0], key="other/scan")
+
+
+def test_an_organ_that_is_not_found_is_placed_by_the_others(placing, monkeypatch):
+    one, case = placing
     extent = np.multiply(case.shape, case.spacing)
     seen = (extent * np.array([[0.4, 0.4, 0.3], [0.5, 0.6, 0.7], [0.5, 0.6, 0.3], [0.6, 0.4, 0.7]])).astype(np.float32)
     one.between = relations([seen])
@@ -178,14 +185,9 @@ def test_an_organ_that_is_not_found_is_placed_by_the_others(fitted, tmp_path, mo
     torch.testing.assert_close(torch.cat(again), torch.cat(kept))
 
 
-def test_where_no_organ_is_found_all_are_left_to_the_coarse_model(fitted, tmp_path, monkeypatch):
-    module, data, _ = fitted
-    one = method(None, use=["activation"], placed_by_others=True)
-    one.load_state_dict(module.state_dict())
-    one.trainer = trainer(tmp_path)
-    one.eval()
+def test_where_no_organ_is_found_all_are_left_to_the_coarse_model(placing, monkeypatch):
+    one, case = placing
     monkeypatch.setattr(one, "_coarse_probabilities", ball_model(np.full((4, 3), np.nan, np.float32), 30))
-    case = replace(data.training_cases()[0], key="other/scan")
     assert np.isnan(one.centres_of(case)).all()
     kept = []
     one.segment(case, lambda _, probs: kept.append(probs))
@@ -193,10 +195,8 @@ def test_where_no_organ_is_found_all_are_left_to_the_coarse_model(fitted, tmp_pa
 
 
 @pytest.mark.parametrize("why", ["no prior", "no use of one"])
-def test_what_needs_no_place_is_not_placed(why, fitted):
-    module, _, _ = fitted
-    one = method(None, use=["activation"], placed_by_others=True)
-    one.load_state_dict(module.state_dict())
+def test_what_needs_no_place_is_not_placed(why, placing):
+    one, case = placing
     if why == "no prior":
         one.known = replace(one.known, priors=(None, *one.known.priors[1:]))
     else:
@@ -204,7 +204,6 @@ def test_what_needs_no_place_is_not_placed(why, fitted):
     one.between = np.zeros((4, 4, 3), np.float32)
     centres = np.full((4, 3), np.nan, np.float32)
     centres[3] = 7
-    one._found["other/scan"] = centres
-    case = replace(fitted[1].training_cases()[0], key="other/scan")
+    one._found[case.key] = centres
     placed = np.isfinite(one.centres_of(case)).all(axis=-1).tolist()
     assert placed == ([False, True, True, True] if why == "no prior" else [False, False, False, True])

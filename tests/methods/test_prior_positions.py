@@ -300,13 +300,14 @@ class SaveAt(L.Callback):
 
 def test_a_stopped_run_goes_on_with_the_positions_that_it_had_and_needs_no_coarse_model(cache, tmp_path):
     coarse, stopped = coarse_of(data_of(cache), tmp_path / "coarse.ckpt"), tmp_path / "stopped.ckpt"
-    whole, first = method(coarse), trainer(tmp_path, 4)
+    whole, first = method(coarse, placed_by_others=True), trainer(tmp_path, 4)
     first.callbacks.append(SaveAt(stopped))
     first.fit(whole, data_of(cache))
     coarse.unlink()
-    resumed = method(coarse)
+    resumed = method(coarse, placed_by_others=True)
     trainer(tmp_path, 4).fit(resumed, data_of(cache), ckpt_path=stopped, weights_only=True)
     for name, value in whole.state_dict().items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, resumed.state_dict()[name]), name
     assert resumed.centres.keys() == whole.centres.keys()
+    np.testing.assert_array_equal(resumed.between, whole.between)
